@@ -1,0 +1,1 @@
+"""A page of notes over HTTP, kept in PostgreSQL."""

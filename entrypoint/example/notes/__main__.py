@@ -1,0 +1,5 @@
+"""Start the service: `python -m notes`."""
+
+from notes.app import serve
+
+serve()

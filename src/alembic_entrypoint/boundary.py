@@ -1,0 +1,106 @@
+"""The one place where errors become words and exit codes, and where signals are caught. Nothing else exits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+from alembic_entrypoint.errors import Ended, Internal, Interrupted
+
+#: Seconds from a signal to the end of this process, whatever it is doing; two are promised.
+LIMIT = 1.8
+
+_caught: list[int] = []
+
+
+def guard(body: Callable[[], int]) -> NoReturn:
+    """Run the program and end with its exit code. Signals are caught from the first moment: PID 1 has no default."""
+    _catch_signals()
+    try:
+        code = body()
+    except Ended as error:
+        _say(error)
+        code = error.exit_code
+    except Interrupted as error:
+        code = 128 + error.signum
+    except Exception as error:
+        _say_internal(error)
+        code = Internal.exit_code
+    _end(code)
+
+
+def _catch_signals() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, _interrupt)
+    threading.Thread(target=_limit, args=(reading,), daemon=True).start()
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    _caught.append(signum)
+    if len(_caught) > 1:
+        _end_now(signum)
+    raise Interrupted(signum)
+
+
+def _limit(reading: int) -> None:
+    """End the process and its workers some time after the first signal, also while the main thread hangs in C."""
+    while (data := os.read(reading, 1)) and data[0] not in (signal.SIGTERM, signal.SIGINT):
+        continue
+    time.sleep(LIMIT)
+    _end_now(data[0])
+
+
+def _end_now(signum: int) -> NoReturn:
+    client = sys.modules.get("alembic_entrypoint.worker.client")
+    if client is not None:
+        client.kill_all()
+    os._exit(128 + signum)
+
+
+def _say(error: Ended) -> None:
+    from alembic_entrypoint.logs import log
+
+    event = error.event or "run.ended"
+    log(
+        event,
+        level="error",
+        exit_code=error.exit_code,
+        meaning=error.name,
+        message=error.message,
+        **error.keys,
+    )
+
+
+def _say_internal(error: Exception) -> None:
+    import traceback
+
+    from alembic_entrypoint.logs import log
+
+    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    log(
+        "run.ended",
+        level="error",
+        exit_code=Internal.exit_code,
+        meaning=Internal.name,
+        message="This is a fault of alembic-entrypoint, not of the app; the app was not started. Please report it "
+        f"with what follows.\n{trace}",
+    )
+
+
+def _end(code: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass
+    # Not sys.exit: it would wait for threads and run what imported packages registered, past the limit of a signal.
+    os._exit(code)

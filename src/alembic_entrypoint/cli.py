@@ -1,0 +1,102 @@
+"""Commands and options. Imports nothing heavy: each command imports what it needs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from alembic_entrypoint import __version__
+from alembic_entrypoint.errors import Usage
+from alembic_entrypoint.settings import TABLE, Settings, is_off, read
+
+_NAME = "alembic-entrypoint"
+
+
+def run_command_line(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and give its exit code. Raises Ended."""
+    try:
+        return int(program.main(arguments, prog_name=_NAME, standalone_mode=False) or 0)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.UsageError as error:
+        error.show(sys.stderr)
+        return Usage.exit_code
+    except click.Abort:
+        return Usage.exit_code
+
+
+def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command one option for each setting."""
+    for row in reversed(TABLE):
+        if row.option:
+            default = f" [{row.default}]" if row.default else ""
+            command = click.option(row.option, row.field, help=f"{row.meaning}{default}", metavar="TEXT")(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name=_NAME)
+def program() -> None:
+    """Start an app only when its database is at the revision that it needs."""
+
+
+_VARIABLES = "Every option is also a variable: --lock-wait is ALEMBIC_ENTRYPOINT_LOCK_WAIT. The option wins."
+
+
+@program.command(context_settings={"allow_interspersed_args": False}, epilog=_VARIABLES)
+@with_settings
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
+def run(command: tuple[str, ...], **options: str | None) -> None:
+    """Settle the database, then become COMMAND: the ENTRYPOINT of an image."""
+    given = _given(options)
+    if is_off(os.environ, given):
+        from alembic_entrypoint.launch import launch
+
+        launch(command)
+    settings = _settings(given)
+    from alembic_entrypoint import start
+
+    start.run(settings, command)
+
+
+@program.command(epilog=_VARIABLES)
+@with_settings
+def migrate(**options: str | None) -> int:
+    """Do the same without starting anything: release commands, Jobs, init containers."""
+    given = _given(options)
+    if is_off(os.environ, given):
+        return 0
+    settings = _settings(given)
+    from alembic_entrypoint import start
+
+    start.settle(settings)
+    return 0
+
+
+@program.command(epilog=_VARIABLES)
+@with_settings
+@click.option("--json", "as_json", is_flag=True, help="one JSON document on stdout")
+@click.option("--sql", "as_sql", is_flag=True, help="the SQL that would run, on stdout")
+def plan(as_json: bool, as_sql: bool, **options: str | None) -> int:
+    """Say what `run` would do, and why; change nothing."""
+    settings = _settings(_given(options))
+    from alembic_entrypoint.commands.plan import plan as make_plan
+
+    return make_plan(settings, as_json=as_json, as_sql=as_sql, write=click.echo)
+
+
+def _given(options: dict[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _settings(given: dict[str, str]) -> Settings:
+    from alembic_entrypoint import logs
+
+    logs.configure()
+    settings = read(os.environ, given)
+    logs.configure(settings.log_format, settings.log_level)
+    return settings

@@ -1,0 +1,99 @@
+"""`plan`: what `run` would do, and why. Writes nothing to the target, not even a version table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from alembic_entrypoint.act import refusal
+from alembic_entrypoint.decide import Action, Decision, decide
+from alembic_entrypoint.errors import Ended, Refused
+from alembic_entrypoint.facts import Facts
+from alembic_entrypoint.observe import (
+    NeedsWriting,
+    Target,
+    WorkerFailed,
+    find_target,
+    misconfigured,
+    observe,
+    request,
+)
+from alembic_entrypoint.settings import Settings
+from alembic_entrypoint.wait import await_database
+from alembic_entrypoint.worker.client import Worker
+
+
+def plan(settings: Settings, *, as_json: bool, as_sql: bool, write: Callable[[str], Any]) -> int:
+    """Print state, action and reason, or the SQL; give the exit code that `run` would end with."""
+    target = find_target(settings)
+    await_database(target.address, settings.wait_timeout)
+    try:
+        seen = observe(settings, target)
+    except NeedsWriting:
+        raise Refused(
+            "env.py writes to the database before it migrates (a CREATE SCHEMA, perhaps), and plan never writes.\n"
+            "`alembic-entrypoint migrate` looks under the lock, where that is allowed."
+        ) from None
+    decision = decide(seen.facts)
+    ended = _ended(decision, settings, seen.facts)
+    if as_sql:
+        if ended is not None:
+            raise ended
+        _write_sql(settings, seen.target, seen.facts, write)
+    elif as_json:
+        write(json.dumps(document(decision, seen.facts, ended), indent=2))
+    else:
+        _write_text(decision, seen.facts, write)
+    return ended.exit_code if ended else 0
+
+
+def _ended(decision: Decision, settings: Settings, facts: Facts) -> Ended | None:
+    if decision.action in (Action.START, Action.UPGRADE):
+        return None
+    return refusal(decision, settings.help_url, facts)
+
+
+def document(decision: Decision, facts: Facts, ended: Ended | None) -> dict[str, Any]:
+    """Make the document whose schema is `docs/schema/plan.json`."""
+    return {
+        "state": decision.state.value,
+        "action": decision.action.value,
+        "because": decision.because,
+        "message": decision.message,
+        "exit_code": ended.exit_code if ended else 0,
+        "target": facts.target,
+        "recorded": list(facts.recorded),
+        "heads": list(facts.graph.heads),
+        "version_table": str(facts.version_table),
+        "pending": [{"revision": each.revision, "path": each.path, "doc": each.doc} for each in in_order(facts)],
+    }
+
+
+def in_order(facts: Facts) -> list[Any]:
+    """Give the pending migrations, each after everything beneath it."""
+    left = {revision: facts.graph.by_revision[revision] for revision in facts.pending}
+    ordered: list[Any] = []
+    while left:
+        free = [revision for revision, each in left.items() if not set(each.beneath) & left.keys()]
+        ordered += [left.pop(revision) for revision in sorted(free)]
+    return ordered
+
+
+def _write_text(decision: Decision, facts: Facts, write: Callable[[str], Any]) -> None:
+    write(f"{decision.action.value}  {decision.message}")
+    if decision.action is Action.UPGRADE:
+        for each in in_order(facts):
+            write(f"  {each.revision}  {each.doc or '(no message)'}  {each.path}")
+
+
+def _write_sql(settings: Settings, target: Target, facts: Facts, write: Callable[[str], Any]) -> None:
+    order = request("sql", settings, target, places=target.places, starting=facts.recorded)
+    text: list[str] = []
+    with Worker(order, settings.python) as worker:
+        for message in worker.messages():
+            if message["said"] == "sql":
+                text.append(message["text"])
+            elif message["said"] == "failed":
+                raise misconfigured(WorkerFailed(message, None, ()))
+    write("".join(text).rstrip("\n"))

@@ -1,0 +1,99 @@
+"""Log events on stderr: constant dotted names, everything that varies in keys, no secret in any of them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, MutableMapping
+from typing import Any, TextIO
+
+import structlog
+
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+class _Secrets:
+    """The passwords of this run, and the expression that finds them in a line."""
+
+    def __init__(self) -> None:
+        self._words: set[str] = set()
+        self._names: set[str] = set()
+        self.pattern: re.Pattern[str] | None = None
+
+    def add(self, words: Iterable[str], names: Iterable[str]) -> None:
+        self._words |= {word for word in words if word}
+        self._names |= {name for name in names if name}
+        longest_first = sorted(self._words, key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(self._expression, longest_first))) if longest_first else None
+
+    def _expression(self, word: str) -> str:
+        # A password that is also the user's or the database's name is no secret as a word by itself, and
+        # hiding it everywhere would make the log unreadable; it is hidden where it stands as a password.
+        if word in self._names or len(word) < 4:
+            return rf"(?<=:){re.escape(word)}(?=@)|(?<=password=){re.escape(word)}|(?<=password=['\"]){re.escape(word)}"
+        left = r"(?<![A-Za-z0-9_])" if word[0].isalnum() else ""
+        right = r"(?![A-Za-z0-9_])" if word[-1].isalnum() else ""
+        return left + re.escape(word) + right
+
+
+_secrets = _Secrets()
+
+
+def hide(words: Iterable[str], names: Iterable[str] = ()) -> None:
+    """Keep these words out of every line from now on; `names` are words that are printed anyway."""
+    words = set(words)
+    escaped = {json_form for word in words for json_form in (_in_json(word), repr(word)[1:-1])}
+    _secrets.add(words | escaped, names)
+
+
+def redact(text: str) -> str:
+    """Replace every hidden word in a text."""
+    return _secrets.pattern.sub("***", text) if _secrets.pattern else text
+
+
+def _in_json(word: str) -> str:
+    import json
+
+    return json.dumps(word)[1:-1]
+
+
+def configure(log_format: str = "auto", level: str = "info", stream: TextIO | None = None) -> None:
+    """Choose how events are written: `console`, `json`, or by whether the stream is a terminal."""
+    stream = stream or sys.stderr
+    console = log_format == "console" or (log_format == "auto" and stream.isatty())
+    stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console)
+    structlog.configure(
+        processors=[structlog.processors.add_log_level, stamp, _renderer(console, stream)],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
+
+
+def _renderer(console: bool, stream: TextIO) -> Any:
+    inner: Any
+    if console:
+        inner = _console(structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=24))
+    else:
+        inner = structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
+
+    def render(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
+        return redact(str(inner(logger, method, event)))
+
+    return render
+
+
+def _console(inner: Any) -> Any:
+    """On a terminal a message for a person stands below its event, as it was written."""
+
+    def render(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
+        message = event.pop("message", None)
+        line = str(inner(logger, method, event))
+        return f"{line}\n{message}" if message else line
+
+    return render
+
+
+def log(event: str, *, level: str = "info", **keys: Any) -> None:
+    """Write one event; keys that are None are left out."""
+    getattr(structlog.get_logger(), level)(event, **{name: key for name, key in keys.items() if key is not None})

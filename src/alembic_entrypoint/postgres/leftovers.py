@@ -1,0 +1,28 @@
+"""What an interrupted migration leaves in a schema, and the statement that removes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+
+
+def invalid_indexes(connection: psycopg.Connection[Any]) -> list[str]:
+    """Name every INVALID index, as a killed or cancelled CREATE INDEX CONCURRENTLY leaves it. Catalog page: pg_index.
+
+    One that is just being built by somebody else is not named. IF NOT EXISTS would take such an index for the
+    real one [H14].
+    """
+    rows = connection.execute(
+        """
+        SELECT pg_catalog.format('INVALID index %I.%I on %s: DROP INDEX CONCURRENTLY %I.%I;',
+                                 n.nspname, c.relname, i.indrelid::regclass, n.nspname, c.relname)
+          FROM pg_catalog.pg_index AS i
+          JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
+          JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+         WHERE NOT i.indisvalid AND c.relkind = 'i' AND n.nspname !~ '^pg_'
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_progress_create_index AS p WHERE p.index_relid = i.indexrelid)
+         ORDER BY 1
+        """
+    )
+    return [row[0] for row in rows]

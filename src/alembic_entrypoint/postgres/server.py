@@ -1,0 +1,52 @@
+"""What server answers, and why it may be no good for migrating."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from alembic_entrypoint.errors import Misconfigured
+
+OLDEST = 130000
+
+
+@dataclass(frozen=True)
+class Server:
+    """The server as one session sees it."""
+
+    version: str
+    number: int
+    is_pooled: bool
+
+    @property
+    def major(self) -> int:
+        """PostgreSQL's major version."""
+        return self.number // 10000
+
+
+def examine(connection: psycopg.Connection[Any]) -> Server:
+    """Look at the server before anything is locked. Raises Misconfigured, naming what it is and the way out."""
+    status = connection.info.parameter_status
+    version = status("server_version") or ""
+    if status("crdb_version"):
+        raise Misconfigured(
+            "The server is CockroachDB, whose advisory locks do nothing: replicas would migrate at the same time.\n"
+            "alembic-entrypoint is for PostgreSQL only."
+        )
+    if "-YB-" in version:
+        raise Misconfigured(
+            f"The server is YugabyteDB ({version}), whose advisory locks are missing or switched off: replicas would "
+            "migrate at the same time.\nalembic-entrypoint is for PostgreSQL only."
+        )
+    number = int(connection.execute("SHOW server_version_num").fetchone()[0])  # type: ignore[index]
+    if number < OLDEST:
+        raise Misconfigured(
+            f"The server is PostgreSQL {version}; alembic-entrypoint is made for and tested on 13 to 18.\n"
+            "Upgrade the server."
+        )
+    pid = connection.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()[0]  # type: ignore[index]
+    plain = re.match(r"[\d.]+", version)
+    return Server(plain[0] if plain else version, number, is_pooled=pid != connection.info.backend_pid)

@@ -1,0 +1,107 @@
+"""Read a schema as facts, in one round of catalog queries."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import psycopg
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
+
+from alembic_entrypoint.schema.catalog import FILES, questions
+from alembic_entrypoint.schema.facts import Kind, Pattern, Snapshot, Thing, Value
+from alembic_entrypoint.schema.texts import normal
+
+LEDGER: Pattern = ("alembic_entrypoint", "*")
+
+#: Everything in a session, role or database that changes what the server prints [R15]. pg_temp is last, so that no
+#: temporary object hides another.
+_SETTINGS = {
+    "search_path": "pg_catalog, pg_temp",
+    "quote_all_identifiers": "off",
+    "standard_conforming_strings": "on",
+    "bytea_output": "hex",
+    "DateStyle": "ISO, MDY",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "extra_float_digits": "1",
+    "lc_monetary": "C",
+    "xmlbinary": "base64",
+    "statement_timeout": "0",
+    "jit": "off",  # compiling these queries takes longer than running them
+}
+#: Deparsing reads newer catalog rows than the query around it, so DDL beside it ends it: it is worth another try.
+_PASSING = (psycopg.errors.InternalError_, psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
+
+
+def take(
+    connection: psycopg.Connection[Any], *, ignore: Collection[Pattern] = (LEDGER,), lock_timeout: float = 2.0
+) -> Snapshot:
+    """Read the schema of the database that ``connection`` is connected to.
+
+    ``connection`` is in autocommit mode and in no transaction, else ValueError; its settings stay as they are.
+    ``ignore`` names what to leave out, with all that belongs to it: the ledger, version tables, another app's tables.
+    ``lock_timeout`` is how many seconds it may wait in all behind locks or beside running DDL; then it raises
+    ``psycopg.errors.LockNotAvailable``, or ``psycopg.errors.InternalError_`` (XX000).
+    """
+    if not connection.autocommit or connection.info.transaction_status != TransactionStatus.IDLE:
+        raise ValueError("a snapshot needs a connection in autocommit mode and in no transaction")
+    deadline = time.monotonic() + lock_timeout
+    for attempt in Retrying(
+        retry=retry_if_exception_type(_PASSING),
+        stop=stop_after_delay(lock_timeout),
+        wait=wait_random(0.02, 0.1),
+        reraise=True,
+    ):
+        with attempt:
+            # Short waits, with no lock held between them, let DDL that queues behind us pass.
+            patience = max(0.001, min(lock_timeout / 3, deadline - time.monotonic()))
+            facts = dict(_read(connection, _script(patience)))
+    return Snapshot(connection.info.server_version // 10000, facts).without(ignore)
+
+
+def _script(lock_timeout: float) -> str:
+    """Return one transaction as one text, so that it costs one round trip and leaves no setting behind."""
+    settings = {**_SETTINGS, "lock_timeout": f"{lock_timeout * 1000:.0f}ms"}
+    setting = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
+    begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+    return ";\n".join([begin, f"SELECT {setting}", *questions(), "COMMIT"])
+
+
+def _read(connection: psycopg.Connection[Any], script: str) -> Iterator[tuple[Thing, Mapping[str, Value]]]:
+    with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
+        if connection.info.encoding == "ascii":
+            for name in ("text", "name"):
+                cursor.adapters.register_loader(name, _TextOfAnyEncoding)
+        try:
+            cursor.execute(script.encode(), prepare=False)
+        finally:
+            if connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+                connection.rollback()
+        cursor.nextset()  # from BEGIN to the settings
+        for kind, _ in FILES:
+            cursor.nextset()
+            yield from _facts(kind, cursor)
+
+
+class _TextOfAnyEncoding(Loader):
+    """Read text of an SQL_ASCII database, whose bytes have no encoding and would stay bytes."""
+
+    def load(self, data: Buffer) -> str:
+        return bytes(data).decode("utf-8", "backslashreplace")
+
+
+def _facts(kind: Kind, answer: psycopg.Cursor[tuple[Any, ...]]) -> Iterator[tuple[Thing, Mapping[str, Value]]]:
+    """Yield what one file of ``catalog`` answered: three columns of identity, and the attributes."""
+    attributes = [column.name for column in answer.description or ()][3:]
+    for schema, name, part, *values in answer:
+        told: dict[str, Value] = dict(zip(attributes, values, strict=True))
+        for attribute, value in told.items():
+            if isinstance(value, list):
+                told[attribute] = tuple(value)
+        yield Thing(kind, schema, name, part), normal(kind, told)

@@ -1,0 +1,83 @@
+"""One start, from top to bottom: wait, look, take the lock, look again, decide, upgrade or refuse, become the app."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import psycopg
+
+from alembic_entrypoint.act import application_name, refusal, settle_locked
+from alembic_entrypoint.decide import Action, Decision, decide
+from alembic_entrypoint.facts import Facts
+from alembic_entrypoint.launch import launch
+from alembic_entrypoint.lock import locked
+from alembic_entrypoint.logs import log
+from alembic_entrypoint.observe import NeedsWriting, find_target, logged, observe, recorded_now
+from alembic_entrypoint.settings import Settings
+from alembic_entrypoint.wait import await_database
+
+
+def run(settings: Settings, command: Sequence[str]) -> NoReturn:
+    """Settle the database, then become the app."""
+    started = time.monotonic()
+    decision = settle(settings)
+    log(
+        "app.launching",
+        state=decision.state.value,
+        elapsed=round(time.monotonic() - started, 3),
+        command=command[0],
+    )
+    launch(command)
+
+
+def settle(settings: Settings) -> Decision:
+    """Bring the database to the target, or raise the reason why not. The decision that is returned is to start."""
+    target = find_target(settings)
+    server = await_database(target.address, settings.wait_timeout)
+    log("server.examined", version=server.version, pooled=server.is_pooled)
+    facts: Facts | None = None
+    try:
+        seen = observe(settings, target)
+        facts, target = seen.facts, seen.target
+        decision = decide(facts)
+        if decision.action is Action.START:
+            return _decided(facts)
+        if decision.image:
+            raise refusal(_decided(facts), settings.help_url, facts)
+        log("schema.observed", state=decision.state.value, **logged(facts))
+    except NeedsWriting:
+        log("schema.observed", note="env.py writes before it migrates: it is looked at under the lock")
+
+    def is_done(connection: psycopg.Connection[Any]) -> bool:
+        return facts is not None and _is_settled(connection, facts)
+
+    name = application_name(settings, "locking")
+    with locked(target.address, settings.lock_wait, settings.wait_timeout, name, is_done) as lock:
+        if lock is None:
+            return _decided(dataclasses.replace(facts, recorded=facts.target_revisions)) if facts else decision
+        decision = settle_locked(lock, settings, target, _decided)
+        if decision.action is not Action.START:
+            raise refusal(decision, settings.help_url, facts)
+        return decision
+
+
+def _decided(facts: Facts) -> Decision:
+    decision = decide(facts)
+    log(
+        "schema.decided",
+        state=decision.state.value,
+        action=decision.action.value,
+        because=decision.because,
+        recorded=list(facts.recorded),
+        heads=list(facts.graph.heads),
+    )
+    return decision
+
+
+def _is_settled(connection: psycopg.Connection[Any], facts: Facts) -> bool:
+    """See, while another replica migrates, whether what this image needs is there already."""
+    recorded = recorded_now(connection, facts.version_table)
+    return decide(dataclasses.replace(facts, recorded=recorded)).action is Action.START

@@ -1,0 +1,184 @@
+"""The parent's side of the worker: start it, listen to it, and never leave it behind."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+from alembic_entrypoint.errors import Misconfigured
+from alembic_entrypoint.logs import log
+from alembic_entrypoint.worker.messages import Lines, Message, Request, decode, write
+
+LONGEST_LINE = 1 << 14
+#: Above what `os.closerange(3, 256)` in somebody's env.py reaches.
+HIGH_DESCRIPTOR = 300
+
+running: list[Worker] = []
+
+
+class Worker:
+    """A child process with the user's env.py in it; its output becomes log lines."""
+
+    def __init__(self, request: Request, python: str) -> None:
+        self._request = request
+        self._python = python
+        self._lines = {
+            "messages": Lines(1 << 30),
+            "stdout": Lines(LONGEST_LINE),
+            "stderr": Lines(LONGEST_LINE),
+        }
+        # A look runs env.py only to see what it sees; what it prints then, it prints again when it migrates.
+        self._level = "info" if request.order == "migrate" else "debug"
+        self.exit_status: int | None = None
+        self.last_output: list[str] = []
+
+    def __enter__(self) -> Worker:
+        reading, their_writing = _pipe()
+        their_reading, self._writing = _pipe()
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
+        try:
+            self._process = subprocess.Popen(
+                [self._python, script, str(their_reading), str(their_writing)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=(their_reading, their_writing),
+                # A process group of its own: the terminal's Ctrl-C is ours to pass on, and its children end with it.
+                start_new_session=True,
+            )
+        except OSError as error:
+            for descriptor in (reading, self._writing):
+                os.close(descriptor)
+            raise Misconfigured(
+                f"ALEMBIC_ENTRYPOINT_PYTHON is {self._python!r}, which cannot be executed: {error.strerror}."
+            ) from None
+        finally:
+            os.close(their_reading)
+            os.close(their_writing)
+        running.append(self)
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._streams = {
+            "messages": reading,
+            "stdout": self._process.stdout.fileno(),
+            "stderr": self._process.stderr.fileno(),
+        }
+        self.tell(self._request.encode())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def tell(self, message: Message) -> None:
+        """Say one thing; a worker that is gone does not hear it, and its end is seen elsewhere."""
+        try:
+            write(self._writing, message)
+        except BrokenPipeError:
+            pass
+
+    def messages(self, tick: Callable[[], None] = lambda: None, every: float = 0.5) -> Iterator[Message]:
+        """Give what the worker says until its pipe is closed; call `tick` at least every so many seconds.
+
+        An exception of `tick` ends the iteration; the worker is ended when its context is left.
+        """
+        with selectors.DefaultSelector() as selector:
+            for name, descriptor in self._streams.items():
+                os.set_blocking(descriptor, False)
+                selector.register(descriptor, selectors.EVENT_READ, name)
+            next_tick = time.monotonic() + every
+            while True:
+                for key, _ in selector.select(max(0.0, next_tick - time.monotonic())):
+                    if (lines := self._read(key.data)) is None:
+                        selector.unregister(key.fd)
+                        if key.data == "messages":
+                            self._drain()
+                            return
+                        continue
+                    for line in lines:
+                        if key.data == "messages":
+                            yield decode(line)
+                        else:
+                            self._log(key.data, line)
+                if time.monotonic() >= next_tick:
+                    tick()
+                    next_tick = time.monotonic() + every
+
+    def _read(self, name: str) -> list[bytes] | None:
+        """Read what is there: lines, or None at the end of the stream."""
+        try:
+            data = os.read(self._streams[name], 1 << 16)
+        except BlockingIOError:
+            return []
+        except OSError:
+            data = b""
+        if data:
+            return self._lines[name].feed(data)
+        for line in self._lines[name].end():
+            self._log(name, line)
+        return None
+
+    def _drain(self) -> None:
+        """Log what the worker has written last; a grandchild that keeps the stream open is not waited for."""
+        self.exit_status = self._process.wait()
+        for name in ("stdout", "stderr"):
+            while lines := self._read(name):
+                for line in lines:
+                    self._log(name, line)
+
+    def _log(self, name: str, line: bytes) -> None:
+        if text := line.decode(errors="replace").rstrip():
+            self.last_output = [*self.last_output[-9:], text]
+            log("worker.output", level=self._level, stream=name, line=text)
+
+    def end(self, grace: float = 0.0) -> None:
+        """End the worker and everything it started; wait `grace` seconds for it to end by itself first."""
+        if self not in running:
+            return
+        running.remove(self)
+        try:
+            self._process.wait(grace)
+        except subprocess.TimeoutExpired:
+            pass
+        kill_group(self._process.pid)
+        self.exit_status = self._process.wait()
+        for name in list(self._streams):
+            if name == "messages":
+                os.close(self._streams.pop(name))
+        os.close(self._writing)
+        for stream in (self._process.stdout, self._process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def kill_group(pid: int) -> None:
+    """End a process group, if there still is one."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def kill_all() -> None:
+    """End every worker at once: when there is no time left for anything else."""
+    for worker in running:
+        kill_group(worker._process.pid)
+
+
+def _pipe() -> tuple[int, int]:
+    """Make a pipe whose ends have high numbers."""
+    ends = os.pipe()
+    try:
+        high: Any = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, HIGH_DESCRIPTOR) for end in ends)
+    finally:
+        for end in ends:
+            os.close(end)
+    return high[0], high[1]

@@ -1,0 +1,296 @@
+"""Run the user's `env.py` as Alembic does, and see what it sees: configuration, migrations, connection, version table.
+
+Public Alembic API where there is one. The private names used here are few and are tried on the lowest and the newest
+supported version: `ScriptDirectory._load_revisions`, `Script._from_path`, `ScriptDirectory._upgrade_revs`,
+`MigrationContext._ensure_version_table` and `_version`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from alembic.config import CommandLine, Config
+from alembic.runtime.environment import EnvironmentContext
+from alembic.script import Script, ScriptDirectory
+from alembic.script.revision import RevisionMap
+from sqlalchemy import text
+
+from alembic_entrypoint.address import NotAnAddress, Place, parse
+from alembic_entrypoint.worker.connections import Made, Policy
+from alembic_entrypoint.worker.messages import Message, Request
+
+LEDGER_SCHEMA = "alembic_entrypoint"
+
+
+class Unusable(Exception):
+    """The image cannot be used as it is; the message says why."""
+
+
+class Environment:
+    """One run of `env.py`."""
+
+    def __init__(self, request: Request, connections: Policy) -> None:
+        """Read the configuration and load the migrations. Raises Unusable."""
+        self.request = request
+        self.connections = connections
+        self.config = _configuration(request)
+        self.configured_place = _place_in(self.config)
+        if request.is_given and request.parameters is not None:
+            _set_url(self.config, request)
+        try:
+            self.script = ScriptDirectory.from_config(self.config)
+        except Exception as error:
+            raise Unusable(f"the migrations were not found: {error}") from error
+        self.unloadable: list[str] = []
+        self.scripts: list[Any] = []
+        self._locations: object = None
+        self.load()
+
+    def load(self) -> None:
+        """Load every migration file once, noting each that does not load; Alembic uses what was loaded."""
+        self.unloadable.clear()
+        with _collecting(self.unloadable):
+            self.scripts = list(self.script._load_revisions())
+        self.script.revision_map = RevisionMap(lambda: iter(self.scripts))
+        self._locations = _locations(self.script)
+
+    def migrations(self) -> list[Message]:
+        """Describe the migrations, in the form of `facts.Migration`."""
+        return [
+            {
+                "revision": str(each.revision),
+                "parents": _words(each.down_revision),
+                "depends_on": _words(self._resolved(each.dependencies)),
+                "replaces": _words(getattr(each.module, "replaces", None)),
+                "oldest_compatible": getattr(each.module, "oldest_compatible", None),
+                "path": os.path.relpath(each.path),
+                "doc": each.doc or "",
+            }
+            for each in self.scripts
+        ]
+
+    def _resolved(self, dependencies: Any) -> Any:
+        """`depends_on` may name a branch label; give the revision that carries it."""
+        labels = {label: each.revision for each in self.scripts for label in each._orig_branch_labels}
+        return [labels.get(each, each) for each in _words(dependencies)]
+
+    def target_revisions(self) -> list[str]:
+        """Resolve `<branch>@head` as Alembic does. Raises Unusable."""
+        try:
+            return [each.revision for each in self.script.get_revisions(self.request.target) if each]
+        except Exception as error:
+            raise Unusable(f"the target {self.request.target!r} means nothing here: {error}") from error
+
+    def run(self, at_migrations: Callable[[tuple[str, ...], Any], Any], **options: Any) -> None:
+        """Execute `env.py`; where it runs the migrations, call back with what is recorded and the context.
+
+        Raises Unusable where it migrates something else than one PostgreSQL database.
+        """
+        reached: list[bool] = []
+
+        def migrations(recorded: tuple[str, ...], context: Any) -> Any:
+            reached.append(True)
+            if _locations(self.script) != self._locations:
+                # Prefect chooses its version locations in env.py.
+                self.load()
+            return at_migrations(recorded, context)
+
+        environment = EnvironmentContext(
+            self.config, self.script, fn=migrations, destination_rev=self.request.target, **options
+        )
+        environment.configure = self._examining(environment.configure)  # type: ignore[method-assign]
+        with environment:
+            self.script.run_env()
+        if not reached and not options.get("as_sql"):
+            raise Unusable("env.py ended without calling context.run_migrations()")
+
+    def _examining(self, configure: Callable[..., None]) -> Callable[..., None]:
+        """Look at each connection that reaches `configure()`."""
+        calls: list[bool] = []
+
+        @functools.wraps(configure)
+        def examined(connection: Any = None, **keys: Any) -> None:
+            calls.append(True)
+            if len(calls) > 1:
+                raise Unusable(
+                    "env.py calls context.configure() more than once in one run, as Alembic's multidb template and "
+                    "loops over tenants do: several databases or schemas in one run cannot be settled together"
+                )
+            if connection is not None:
+                self.made = self._reached(connection)
+            configure(connection=connection, **keys)
+
+        return examined
+
+    def _reached(self, connection: Any) -> Made:
+        dialect = connection.dialect.name
+        if dialect != "postgresql":
+            raise Unusable(f"env.py migrates a {dialect} database, not PostgreSQL")
+        driver_connection = connection.connection.driver_connection
+        try:
+            return self.connections.made[driver_connection]
+        except (KeyError, TypeError):
+            name = type(driver_connection).__module__.partition(".")[0]
+            raise Unusable(
+                f"env.py connects through {name}, whose connections cannot be watched; "
+                "use psycopg, psycopg2 or asyncpg for the migrations"
+            ) from None
+
+    made: Made | None = None
+
+
+def look(context: Any, recorded: tuple[str, ...]) -> Message:
+    """Read what the database holds, over the connection of `env.py` itself, so that its search_path counts.
+
+    Catalog pages: pg_class, pg_namespace, pg_attribute, pg_depend.
+    """
+    connection = context.connection
+    table, schema = context.version_table, context.version_table_schema
+    prepare = connection.dialect.identifier_preparer
+    qualified = (prepare.quote_schema(schema) + "." if schema else "") + prepare.quote(table)
+    found = connection.execute(
+        text(
+            "SELECT n.nspname, a.atttypmod FROM pg_catalog.pg_class c "
+            "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+            "LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = 'version_num' "
+            "WHERE c.oid = pg_catalog.to_regclass(:qualified)"
+        ),
+        {"qualified": qualified},
+    ).first()
+    resolved = found[0] if found else schema or connection.execute(text("SELECT pg_catalog.current_schema()")).scalar()
+    return {
+        "recorded": list(recorded),
+        "version_table": {
+            "name": table,
+            "schema": schema,
+            "resolved_schema": resolved or "public",
+            "exists": found is not None,
+            "width": _width(found[1]) if found else getattr(context._version.c.version_num.type, "length", None),
+        },
+        "tables": [] if recorded else _tables(connection, resolved, table),
+    }
+
+
+def _width(typmod: int | None) -> int | None:
+    """varchar(n) has n + 4 as its type modifier; text and varchar have -1."""
+    return typmod - 4 if typmod is not None and typmod > 0 else None
+
+
+def _tables(connection: Any, schema: str | None, version_table: str) -> list[str]:
+    rows = connection.execute(
+        text(
+            "SELECT n.nspname || '.' || c.relname FROM pg_catalog.pg_class c "
+            "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+            "WHERE c.relkind IN ('r', 'p', 'f') AND n.nspname <> 'information_schema' "
+            "AND n.nspname !~ '^pg_' AND n.nspname <> :ledger "
+            "AND NOT (n.nspname = :schema AND c.relname = :version_table) "
+            "AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass "
+            "AND d.objid = c.oid AND d.deptype = 'e') ORDER BY 1"
+        ),
+        {"ledger": LEDGER_SCHEMA, "schema": schema or "public", "version_table": version_table},
+    )
+    return [row[0] for row in rows]
+
+
+def _configuration(request: Request) -> Config:
+    """Read the configuration as the `alembic` command does."""
+    arguments = ["-n", request.section]
+    if request.config:
+        arguments += ["-c", request.config]
+    for each in request.x:
+        arguments += ["-x", each]
+    command = ["upgrade", request.target] + (["--sql"] if request.order == "sql" else [])
+    line = CommandLine(prog="alembic")
+    options = line.parser.parse_args(arguments + command)
+    files: dict[str, Any]
+    if hasattr(line, "_inis_from_config"):  # from Alembic 1.16 on
+        toml, ini = line._inis_from_config(options)
+        files = {"file_": ini, "toml_file": toml}
+    else:
+        files = {"file_": options.config}
+    if not any(os.path.exists(file) for file in files.values()):
+        looked = " or ".join(dict.fromkeys(str(file) for file in files.values()))
+        raise Unusable(
+            f"no Alembic configuration: there is no {looked} in {os.getcwd()}. "
+            "Set ALEMBIC_ENTRYPOINT_CONFIG to where it is, or set the working directory"
+        )
+    try:
+        return Config(ini_section=options.name, cmd_opts=options, **files)
+    except Exception as error:
+        raise Unusable(f"the Alembic configuration cannot be read: {error}") from error
+
+
+def _place_in(config: Config) -> Place | None:
+    """Name the place of `sqlalchemy.url`, where that is a PostgreSQL URL."""
+    try:
+        url = config.get_main_option("sqlalchemy.url")
+        return parse(url).place if url else None
+    except Exception:  # an interpolation that env.py would mend, another database, a placeholder
+        return None
+
+
+def _set_url(config: Config, request: Request) -> None:
+    """Point `sqlalchemy.url` to the target, with the driver that stood there, else the one in the target's URL."""
+    from sqlalchemy.engine import URL
+
+    try:
+        there = parse(config.get_main_option("sqlalchemy.url") or "")
+        driver = there.driver or request.driver
+    except (NotAnAddress, Exception):
+        driver = request.driver
+    target = dict(request.parameters or {})
+    place = Place(tuple(target.get("host", "localhost").split(",")), tuple(target.get("port", "5432").split(",")), "")
+    single = len(place.hosts) == 1 and not place.hosts[0].startswith("/")
+    url = URL.create(
+        f"postgresql+{driver or _installed_driver()}",
+        username=target.get("user"),
+        password=target.get("password"),
+        host=place.hosts[0] if single else None,
+        port=int(place.ports[0]) if single and place.ports[0] else None,
+        database=target.get("dbname"),
+        query={} if single else {"host": target.get("host", ""), "port": target.get("port", "5432")},
+    )
+    config.set_main_option("sqlalchemy.url", url.render_as_string(hide_password=False).replace("%", "%%"))
+
+
+def _installed_driver() -> str:
+    from importlib.util import find_spec
+
+    return next((name for name in ("psycopg", "psycopg2", "asyncpg") if find_spec(name)), "psycopg")
+
+
+def _locations(script: ScriptDirectory) -> tuple[str, ...]:
+    return tuple(str(each) for each in script._version_locations)
+
+
+@contextmanager
+def _collecting(unloadable: list[str]) -> Iterator[None]:
+    """Note every migration file that does not load, instead of ending at the first."""
+    # Alembic before 1.16 has the file's loading in _from_filename, which _from_path calls.
+    name = "_from_filename" if hasattr(Script, "_from_filename") else "_from_path"
+    original = Script.__dict__[name]
+
+    def collecting(cls: type[Script], *arguments: Any) -> Script | None:
+        try:
+            loaded: Script | None = original.__func__(cls, *arguments)
+        except Exception as error:
+            where = os.path.relpath(os.path.join(*map(str, arguments[1:])))
+            unloadable.append(f"{where} does not load: {type(error).__name__}: {error}")
+            return None
+        return loaded
+
+    setattr(Script, name, classmethod(collecting))
+    try:
+        yield
+    finally:
+        setattr(Script, name, original)
+
+
+def _words(value: Any) -> list[str]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else [str(each) for each in value]

@@ -1,0 +1,76 @@
+"""What an exception in the user's code means, as far as its type and SQLSTATE tell."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Any
+
+from alembic_entrypoint.worker.connections import FenceError
+
+READ_ONLY = "25006"
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """Give kind, text, SQLSTATE and statement of an error. Kinds: unusable, fence, import, read_only, exit, error."""
+    original = _original(error)
+    sqlstate = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    return {
+        "kind": _kind(error, sqlstate),
+        "error": _text(error, original),
+        "sqlstate": sqlstate,
+        "statement": getattr(error, "statement", None),
+        "interpreter": sys.executable,
+        "traceback": _trace(error),
+    }
+
+
+def _trace(error: BaseException) -> str:
+    """Write the traceback as the user's own files have it: from env.py on, without the frames of libraries."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<frozen") and not any(part in frame.filename for part in _LIBRARIES)
+    ]
+    return "".join(traceback.format_list(frames) + traceback.format_exception_only(type(error), error)).rstrip()
+
+
+_LIBRARIES = tuple(
+    f"{os.sep}{name}{os.sep}"
+    for name in ("alembic_entrypoint", "site-packages", "dist-packages", "importlib", "asyncio")
+)
+
+
+def _original(error: BaseException) -> BaseException:
+    """SQLAlchemy wraps the driver's error, and its asyncpg dialect wraps once more."""
+    original = getattr(error, "orig", None) or error
+    cause = original.__cause__
+    return cause if cause is not None and getattr(cause, "sqlstate", None) else original
+
+
+def _kind(error: BaseException, sqlstate: str | None) -> str:
+    chain: list[BaseException] = []
+    each: BaseException | None = error
+    while each is not None and each not in chain:
+        chain.append(each)
+        each = each.__cause__ or each.__context__
+    if any(isinstance(each, FenceError) for each in chain):
+        return "fence"
+    if type(error).__name__ == "Unusable":
+        return "unusable"
+    if sqlstate == READ_ONLY:
+        return "read_only"
+    if isinstance(error, ModuleNotFoundError):
+        return "import"
+    if isinstance(error, SystemExit):
+        return "exit"
+    return "error"
+
+
+def _text(error: BaseException, original: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"env.py ended the interpreter: sys.exit({error.code!r})"
+    name = type(original).__name__
+    text = str(original).strip()
+    return text if type(error).__name__ == "Unusable" else f"{name}: {text}" if text else name

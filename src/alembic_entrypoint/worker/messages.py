@@ -1,0 +1,118 @@
+"""How parent and worker talk: one JSON object a line, on two pipes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from alembic_entrypoint.address import Place
+
+Message = dict[str, Any]
+
+# Advisory locks of one database, as int4 pairs: who may migrate, the fence, and a holder's token.
+LOCK_CLASS = 1634493805
+TOKEN_CLASS = 1634493806
+LOCK_A = 1
+LOCK_B = 2
+
+# One backend of this database holds A and this token, and no other token: then what was locked is what is
+# connected to, on the same server, and nothing shares the holder's backend [R7, R8]. Catalog page: pg_locks.
+HOLDER_CHECK = f"""
+SELECT count(*) FILTER (WHERE classid = {LOCK_CLASS} AND objid = {LOCK_A} AND mode = 'ExclusiveLock') = 1
+   AND count(*) FILTER (WHERE classid = {TOKEN_CLASS} AND objid = %(token)s) = 1
+   AND count(*) FILTER (WHERE classid = {TOKEN_CLASS}) = 1
+   AND count(DISTINCT pid) = 1,
+       current_setting('application_name')
+  FROM pg_catalog.pg_locks AS l
+ WHERE locktype = 'advisory' AND objsubid = 2 AND granted
+   AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+   AND pid IN (SELECT pid FROM pg_catalog.pg_locks AS t
+                WHERE t.locktype = 'advisory' AND t.objsubid = 2 AND t.granted
+                  AND t.classid = {TOKEN_CLASS} AND t.objid = %(token)s AND t.database = l.database)
+   AND (classid = {TOKEN_CLASS} OR (classid = {LOCK_CLASS} AND objid = {LOCK_A}))
+"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the parent wants of a worker."""
+
+    #: ask: where would env.py connect · observe: look, change nothing · migrate: look, wait for the word, upgrade ·
+    #: sql: print what an upgrade would run
+    order: str
+    target: str
+    config: str | None = None
+    section: str = "alembic"
+    x: tuple[str, ...] = ()
+    #: libpq's parameters of the target; None where env.py is asked
+    parameters: Mapping[str, str] | None = None
+    #: the driver that the target's URL named, without the dialect
+    driver: str | None = None
+    #: whether a setting named the target, so that `sqlalchemy.url` is set to it
+    is_given: bool = False
+    #: whether connections are sent to the target at all
+    is_redirecting: bool = True
+    #: places whose connections go to the target besides those that the configuration names
+    places: tuple[Place, ...] = ()
+    token: int | None = None
+    #: settings of every migrating session: name -> value
+    session: Mapping[str, str] = field(default_factory=dict)
+    connect_timeout: float = 60.0
+    #: recorded revisions to start from, for `sql`
+    starting: tuple[str, ...] = ()
+
+    def encode(self) -> Message:
+        """Make it a message."""
+        return asdict(self)
+
+    @classmethod
+    def decode(cls, message: Message) -> Request:
+        """Read it back from a message."""
+        places = tuple(Place(tuple(p["hosts"]), tuple(p["ports"]), p["dbname"]) for p in message.pop("places"))
+        lists: Any = {name: tuple(message.pop(name)) for name in ("x", "starting")}
+        return cls(places=places, **lists, **message)
+
+
+class Lines:
+    """Cut a stream of bytes into lines; a line that is too long is cut, too, so that memory stays flat."""
+
+    def __init__(self, longest: int) -> None:
+        self._longest = longest
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Add bytes; give the lines that they complete, without their ends."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        while len(self._rest) > self._longest:
+            lines.append(self._rest[: self._longest])
+            self._rest = self._rest[self._longest :]
+        return lines
+
+    def end(self) -> list[bytes]:
+        """Give what is left when the stream is over."""
+        rest, self._rest = self._rest, b""
+        return [rest] if rest else []
+
+
+def write(descriptor: int, message: Mapping[str, Any]) -> None:
+    """Write one message, whole."""
+    data = json.dumps(message, default=_plain).encode() + b"\n"
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def decode(line: bytes) -> Message:
+    """Read one message."""
+    message: Message = json.loads(line)
+    return message
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, Sequence):
+        return list(value)
+    return str(value)

@@ -1,0 +1,58 @@
+"""What every test may ask for: real servers, a database of its own, an environment that says nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from fnmatch import fnmatch
+
+import pytest
+
+from servers import Database, Server, fresh_database, own_server
+
+OURS = ("ALEMBIC_ENTRYPOINT_*", "DATABASE_URL", "DATABASE_URL_FILE", "ALEMBIC_CONFIG", "PG*")
+
+
+@pytest.fixture(autouse=True)
+def _scrubbed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take out of the environment whatever would answer for a test."""
+    for name in list(os.environ):
+        if any(fnmatch(name, pattern) for pattern in OURS):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def pg13() -> Iterator[Server]:
+    with own_server(13) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pg15() -> Iterator[Server]:
+    with own_server(15) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pg16() -> Iterator[Server]:
+    with own_server(16) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pg18() -> Iterator[Server]:
+    with own_server(18) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def server(pg18: Server) -> Server:
+    """Give the server that a test uses when it does not care which."""
+    return pg18
+
+
+@pytest.fixture
+def database(server: Server) -> Iterator[Database]:
+    """Give an empty database that no other test sees."""
+    with fresh_database(server) as made:
+        yield made
