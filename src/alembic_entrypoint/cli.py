@@ -89,6 +89,25 @@ def plan(as_json: bool, as_sql: bool, **options: str | None) -> int:
     return make_plan(settings, as_json=as_json, as_sql=as_sql, write=click.echo)
 
 
+@program.command()
+@click.argument("paths", nargs=-1, type=click.Path())
+@click.option("--dry-run", is_flag=True, help="say what would be removed")
+def clean(paths: tuple[str, ...], dry_run: bool) -> int:
+    """Remove stale bytecode below PATHS (default: here): for a Dockerfile's RUN, or by hand."""
+    from alembic_entrypoint.commands.clean import clean as remove
+
+    return remove(paths or (".",), dry_run, click.echo)
+
+
+@program.command()
+@click.option("--serve", is_flag=True, help="keep the example service up on loopback until Ctrl-C")
+def demo(serve: bool) -> int:
+    """Show the whole story on an embedded PostgreSQL, in a temporary folder."""
+    from alembic_entrypoint.commands.demo import demo as show
+
+    return show(click.echo, serve=serve)
+
+
 def _given(options: dict[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in options.items() if value is not None}
 

@@ -15,8 +15,8 @@ from alembic_entrypoint.schema.facts import Kind, Value
 
 #: The attributes that the server deparses. A body is as its author wrote it, so it is none of them.
 DEPARSED = frozenset(
-    ["arguments", "bounds", "check", "constraints", "default", "definition", "generated"]
-    + ["partition key", "sql body", "using"]
+    {"arguments", "bounds", "check", "constraints", "default", "definition"}
+    | {"generated", "partition key", "sql body", "using"}
 )
 
 #: A bracket with what is in it: the first item opens it, the last one closes it; both are empty for a whole text.

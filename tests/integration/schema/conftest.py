@@ -32,14 +32,15 @@ def snapshot_of(database: Database) -> Snapshot:
 class Rich:
     """A database with at least one of everything that counts, and what was read of it."""
 
+    server: Server
     database: Database
     snapshot: Snapshot
     dump: list[str]
     extension: str
 
     def copy(self) -> AbstractContextManager[Database]:
-        quickly = "STRATEGY file_copy" if self.database.server.major > 14 else ""
-        return fresh_database(self.database.server, like=f'TEMPLATE "{self.database.name}" {quickly}')
+        quickly = "STRATEGY file_copy" if self.server.major > 14 else ""
+        return fresh_database(self.server, like=f'TEMPLATE "{self.database.name}" {quickly}')
 
 
 @pytest.fixture(scope="session")
@@ -50,4 +51,4 @@ def rich(server: Server) -> Iterator[Rich]:
         (extension,) = database.query(
             "SELECT min(name) FROM pg_available_extensions WHERE name IN ('citext', 'vector')"
         )[0]
-        yield Rich(database, snapshot_of(database), normalised(database), extension)
+        yield Rich(server, database, snapshot_of(database), normalised(database), extension)

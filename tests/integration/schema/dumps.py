@@ -1,10 +1,9 @@
-"""Normalise `pg_dump -s`, an oracle that knows nothing of snapshots: what the issue says does not count is taken out."""
+"""Normalise `pg_dump -s`, an oracle that knows nothing of snapshots: what does not count is taken out of its text."""
 
 from __future__ import annotations
 
 import re
 import subprocess
-from pathlib import Path
 
 from servers import EXTRA_MAJORS, Database, Server
 
@@ -28,24 +27,19 @@ _PARAMETERS = re.compile(r"\sWITH \([^()]*=[^()]*\)")
 _WITH_PARAMETERS = frozenset({"TABLE", "MATERIALIZED VIEW", "INDEX", "CONSTRAINT"})
 
 
-def binaries_for(server: Server) -> Path:
-    """Give the folder with the server's pg_dump and psql; 13 comes without, and 15's can read it."""
-    return EXTRA_MAJORS[15] if server.major == 13 else server.binaries
+def program(name: str, database: Database) -> str:
+    """Find the server's pg_dump or psql; 13 comes without, and 15's can read it."""
+    assert isinstance(database.server, Server)
+    return str((EXTRA_MAJORS[15] if database.server.major == 13 else database.server.binaries) / name)
 
 
 def dumped(database: Database, *options: str) -> str:
-    command = [str(binaries_for(database.server) / "pg_dump"), *options, "--dbname", database.url]
+    command = [program("pg_dump", database), *options, "--dbname", database.url]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def restore(text: str, database: Database) -> None:
-    command = [
-        str(binaries_for(database.server) / "psql"),
-        "--quiet",
-        "--no-psqlrc",
-        "--set=ON_ERROR_STOP=1",
-        database.url,
-    ]
+    command = [program("psql", database), "--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1", database.url]
     done = subprocess.run(command, input=text, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -46,6 +46,7 @@ def equal(here: Snapshot, there: Snapshot) -> bool:
 
 @contextmanager
 def restored(database: Database, *options: str) -> Iterator[Database]:
+    assert isinstance(database.server, Server)
     with fresh_database(database.server, like="TEMPLATE template0") as copy:
         restore(dumped(database, *options), copy)
         yield copy
@@ -106,7 +107,7 @@ def test_a_role_without_any_right_sees_the_same(rich: Rich) -> None:
 
 @pytest.mark.parametrize("locale", ["C", "POSIX"])
 def test_the_locale_of_the_database_does_not_matter(rich: Rich, locale: str) -> None:
-    with fresh_database(rich.database.server, like=f"TEMPLATE template0 ENCODING 'UTF8' LOCALE '{locale}'") as database:
+    with fresh_database(rich.server, like=f"TEMPLATE template0 ENCODING 'UTF8' LOCALE '{locale}'") as database:
         database.execute((HERE / "rich.sql").read_text())
         assert equal(rich.snapshot, snapshot_of(database))
 

@@ -1,0 +1,65 @@
+# Everything runs in .venv, which is made here; `demo` and `test` need nothing but python3 and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n $(shell nproc 2>/dev/null || echo 2)
+SOURCES := $(shell find src entrypoint -type f -not -name '*.pyc' 2>/dev/null) pyproject.toml README.md
+PURE := */decide.py,*/facts.py,*/settings.py,*/address.py,*/postgres/answers.py,*/schema/difference.py,*/schema/wording.py
+
+.PHONY: demo test test-unit test-all test-lowest faults lint types bench image clean
+
+demo: $(VENV)/installed
+	$(BIN)/alembic-entrypoint demo
+
+test: test-unit
+	$(PYTEST) -m "not extra and not container and not faults" --ignore tests/unit tests
+
+test-unit: $(VENV)/installed
+	$(BIN)/python -m coverage run -m pytest -q tests/unit
+	$(BIN)/python -m coverage report --include="$(PURE)" --fail-under=100
+
+# What `test` leaves out: PgBouncer, PostgreSQL 13 and 15, network namespaces, containers, faults with a tenth of their
+# rounds. Needs root on Debian, a Docker engine and npm.
+test-all: $(VENV)/installed
+	bash tests/install-extra.sh
+	$(PYTEST) -m "extra and not faults and not container" tests
+	$(BIN)/python -m pytest -m container tests/container
+	FAULT_ROUNDS=0.1 $(BIN)/python -m pytest -m faults tests
+
+faults: $(VENV)/installed
+	bash tests/install-extra.sh
+	FAULT_ROUNDS=1 $(BIN)/python -m pytest -m faults -s tests
+
+# The oldest versions that are supported, on the oldest Python that is at hand.
+test-lowest:
+	$(MAKE) VENV=.venv-lowest CONSTRAINTS="-c tests/lowest.txt" .venv-lowest/installed
+	.venv-lowest/bin/python -m pytest -q -n 2 -m "not extra and not container and not faults" tests/unit tests/acceptance tests/integration
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed
+	$(BIN)/mypy
+
+bench: $(VENV)/installed
+	$(BIN)/python bench/starts.py
+
+image:
+	docker build $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(if $(BUILD_NETWORK),--network $(BUILD_NETWORK)) -t alembic-entrypoint-example .
+
+clean:
+	rm -rf .venv .venv-lowest dist build .coverage .pytest_cache .mypy_cache .ruff_cache
+
+# The wheel is what is installed and tested, not the source tree.
+$(VENV)/installed: $(VENV)/packages $(SOURCES)
+	rm -rf dist
+	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
+	$(BIN)/python -m pip install -q --no-deps --force-reinstall dist/*.whl
+	touch $@
+
+$(VENV)/packages: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip hatchling
+	$(BIN)/python -m pip install -q $(CONSTRAINTS) '.[dev]'
+	touch $@
