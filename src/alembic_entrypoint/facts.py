@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 
 RESERVED = ("base", "head", "heads")
 
@@ -41,7 +42,7 @@ class Graph:
         """Look a migration up by its exact revision; Alembic's prefix match is never used."""
         return {each.revision: each for each in self.migrations}
 
-    @property
+    @cached_property
     def known(self) -> frozenset[str]:
         """Every revision that the image ships."""
         return frozenset(self.by_revision)
@@ -166,8 +167,7 @@ def _faults(graph: Graph, width: int | None) -> Iterable[str]:
         for parent in each.beneath:
             if parent not in known:
                 yield f"{each.revision} ({each.path}) follows {parent}, which no file has"
-    cycle = _on_a_cycle(graph)
-    if cycle:
+    for cycle in _cycles(graph):
         yield f"these follow each other in a cycle: {', '.join(cycle)}"
     yield from _faults_of_replaces(graph)
 
@@ -200,14 +200,16 @@ def _faults_of_replaces(graph: Graph) -> Iterable[str]:
             yield f"{old} is replaced by more than one: {', '.join(sorted(by))}"
 
 
-def _on_a_cycle(graph: Graph) -> list[str]:
-    """Name the revisions from which taking away everything without a parent never gets to an end."""
-    left = {each.revision: {p for p in each.beneath if p in graph.known} for each in graph.migrations}
-    while free := [revision for revision, beneath in left.items() if not beneath & left.keys()]:
-        for revision in free:
-            del left[revision]
-    # What merely stands on a cycle is no part of it: take away from the top, too.
-    while top := [r for r in left if not any(r in beneath for other, beneath in left.items() if other in left)]:
-        for revision in top:
-            del left[revision]
-    return sorted(left)
+def _cycles(graph: Graph) -> Iterable[list[str]]:
+    """Find every set of revisions that follow each other in a circle."""
+    beneath = {each.revision: set(each.beneath) & graph.known for each in graph.migrations}
+    while True:
+        try:
+            TopologicalSorter(beneath).prepare()
+        except CycleError as error:
+            circle = error.args[1]
+            yield sorted(set(circle))
+            for revision in circle:
+                beneath[revision] -= set(circle)
+        else:
+            return

@@ -106,14 +106,15 @@ def _ask(settings: Settings) -> Address:
     raise misconfigured(WorkerFailed(_died(worker), None, ()))
 
 
-def observe(settings: Settings, target: Target) -> Seen:
+def observe(settings: Settings, target: Target, *, is_cleaning: bool = False) -> Seen:
     """Look at image and database through `env.py`. Raises NeedsWriting, Misconfigured, Denied, TryAgain.
 
     Every connection is sent to the target, to learn which place reaches `configure()`; an `env.py` that cannot bear
-    that is run without, and then with only that place redirected.
+    that is run without, and then with only that place redirected. With `is_cleaning` stale bytecode in the migrations'
+    folders, which only Alembic's configuration names, is removed first.
     """
     try:
-        return _look(settings, target, ())
+        return _look(settings, target, (), is_cleaning=is_cleaning)
     except WorkerFailed as first:
         if first.message.get("kind") not in ("error", "exit"):
             raise _translated(first) from None
@@ -126,13 +127,15 @@ def observe(settings: Settings, target: Target) -> Seen:
             raise _translated(first) from None
 
 
-def _look(settings: Settings, target: Target, places: tuple[Place, ...], *, is_redirecting: bool = True) -> Seen:
-    order = request("observe", settings, target, places=places, is_redirecting=is_redirecting)
+def _look(settings: Settings, target: Target, places: tuple[Place, ...], **how: bool) -> Seen:
+    order = request("observe", settings, target, places=places, **how)
     loaded: Message = {"migrations": [], "unloadable": []}
     observed: Message | None = None
     with Worker(order, settings.python) as worker:
         for message in worker.messages():
-            if message["said"] == "loaded":
+            if message["said"] == "cleaned":
+                log("bytecode.removed", count=len(message["removed"]), removed=message["removed"])
+            elif message["said"] == "loaded":
                 loaded = message
             elif message["said"] == "observed":
                 observed = message

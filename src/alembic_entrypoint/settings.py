@@ -108,6 +108,12 @@ class Settings:
     statement_timeout: float = setting(
         0.0, "seconds that a migration's statement may take; 0 is off", SECONDS, shown="0"
     )
+    clean: tuple[str, ...] = setting(
+        ("migrations",),
+        "where stale bytecode is removed: `migrations`, `off`, or folders separated by spaces",
+        WORDS,
+        shown="migrations",
+    )
     ignore: tuple[str, ...] = setting(
         (), "tables that belong to others: `schema.name`, with `*`, separated by spaces", WORDS, shown=""
     )

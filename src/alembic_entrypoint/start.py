@@ -17,7 +17,7 @@ from alembic_entrypoint.lock import locked
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.observe import NeedsWriting, find_target, logged, observe, recorded_now
 from alembic_entrypoint.settings import Settings
-from alembic_entrypoint.wait import await_database
+from alembic_entrypoint.wait import await_database, connected
 
 
 def run(settings: Settings, command: Sequence[str]) -> NoReturn:
@@ -38,9 +38,10 @@ def settle(settings: Settings) -> Decision:
     target = find_target(settings)
     server = await_database(target.address, settings.wait_timeout)
     log("server.examined", version=server.version, pooled=server.is_pooled)
+    _clean(settings)
     facts: Facts | None = None
     try:
-        seen = observe(settings, target)
+        seen = observe(settings, target, is_cleaning=settings.clean == ("migrations",))
         facts, target = seen.facts, seen.target
         decision = decide(facts)
         if decision.action is Action.START:
@@ -57,11 +58,23 @@ def settle(settings: Settings) -> Decision:
     name = application_name(settings, "locking")
     with locked(target.address, settings.lock_wait, settings.wait_timeout, name, is_done) as lock:
         if lock is None:
-            return _decided(dataclasses.replace(facts, recorded=facts.target_revisions)) if facts else decision
+            assert facts is not None  # else there was nothing to compare with, and the lock was waited for
+            with connected(target.address, settings.wait_timeout) as connection:
+                return _decided(dataclasses.replace(facts, recorded=recorded_now(connection, facts.version_table)))
         decision = settle_locked(lock, settings, target, _decided)
         if decision.action is not Action.START:
             raise refusal(decision, settings.help_url, facts)
         return decision
+
+
+def _clean(settings: Settings) -> None:
+    """Remove stale bytecode in the folders that the setting names; those of the migrations are the worker's to find."""
+    if settings.clean not in (("migrations",), ("off",)):
+        from alembic_entrypoint.bytecode import remove_stale
+
+        removed = [{"path": stale.path, "reason": stale.reason.value} for stale in remove_stale(settings.clean).removed]
+        if removed:
+            log("bytecode.removed", count=len(removed), removed=removed)
 
 
 def _decided(facts: Facts) -> Decision:

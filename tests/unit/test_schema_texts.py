@@ -56,6 +56,18 @@ def test_what_stays_the_same_on_reading_back_is_left_alone(text: str) -> None:
     assert settled(text) == text
 
 
+def test_a_chain_is_flattened_as_deep_as_it_may_be() -> None:
+    assert settled(nested(199)) == f"({' OR '.join(f'x{n}' for n in range(200))})"
+
+
+def test_a_deeper_one_is_left_alone_rather_than_to_run_out_of_stack() -> None:
+    assert settled(nested(2000)) == nested(2000)
+
+
+def nested(depth: int) -> str:
+    return "(" * depth + "x0" + "".join(f" OR x{n})" for n in range(1, depth + 1))
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -84,7 +96,8 @@ def test_only_deparsed_attributes_are_brought_to_the_normal_form() -> None:
     told: dict[str, Value] = {"body": changing, "sql body": changing, "constraints": (changing, None), "valid": True}
     assert normal(Kind.FUNCTION, told) == {
         **told,
-        "sql body": "(a OR b OR c)", "constraints": ("(a OR b OR c)", None),
+        "sql body": "(a OR b OR c)",
+        "constraints": ("(a OR b OR c)", None),
     }
 
 

@@ -144,9 +144,7 @@ def _three_replicas(stage: Stage) -> None:
         ports = [free_port() for _ in range(3)]
         outputs = [stage.service.parent / f"output-{port}" for port in ports]
         processes = [
-            stack.enter_context(
-                stage.start(["run", "--", sys.executable, "-m", "notes"], url, output, PORT=str(port))
-            )
+            stack.enter_context(stage.start(["run", "--", sys.executable, "-m", "notes"], url, output, PORT=str(port)))
             for port, output in zip(ports, outputs, strict=True)
         ]
         answers = [_health(port, process) for port, process in zip(ports, processes, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from graphlib import TopologicalSorter
 from typing import Any
 
 from alembic_entrypoint.act import refusal
@@ -72,12 +73,9 @@ def document(decision: Decision, facts: Facts, ended: Ended | None) -> dict[str,
 
 def in_order(facts: Facts) -> list[Any]:
     """Give the pending migrations, each after everything beneath it."""
-    left = {revision: facts.graph.by_revision[revision] for revision in facts.pending}
-    ordered: list[Any] = []
-    while left:
-        free = [revision for revision, each in left.items() if not set(each.beneath) & left.keys()]
-        ordered += [left.pop(revision) for revision in sorted(free)]
-    return ordered
+    beneath = {revision: facts.graph.by_revision[revision].beneath for revision in facts.pending}
+    ordered = TopologicalSorter(beneath).static_order()
+    return [facts.graph.by_revision[revision] for revision in ordered if revision in beneath]
 
 
 def _write_text(decision: Decision, facts: Facts, write: Callable[[str], Any]) -> None:

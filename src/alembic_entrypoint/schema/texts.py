@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from itertools import accumulate
 from typing import Union
 
 from alembic_entrypoint.schema.facts import Kind, Value
@@ -24,6 +25,8 @@ _Bracket = list[Union[str, "_Bracket"]]
 _QUOTES = ("'", '"')
 _TOKEN = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|[^'"()\[\]]+|.""", re.DOTALL)
 _ARRAY_TYPE = re.compile(r"""::((?:"(?:[^"]|"")*"|[\w. ]|\(\d+(?:, ?-?\d+)?\))+)\[\]""")
+#: Nested deeper than this, an expression is left as it is: Python would run out of stack at about 400.
+_DEEPEST = 200
 _CHANGING = re.compile(r"\(ARRAY\[| OR .* OR | AND .* AND ", re.DOTALL)
 
 
@@ -54,13 +57,20 @@ def settled(expression: str) -> str:
     (``transformTypeCast`` in PostgreSQL's ``parse_expr.c``), and ``((a OR b) OR c)``, which ``x IN (y, z, 1)``
     becomes, is ``(a OR b OR c)`` (``makeOrExpr`` and ``makeAndExpr`` in ``gram.y``).
     """
-    return _text(_settled(_tree(expression))) if _CHANGING.search(expression) else expression
+    if not _CHANGING.search(expression) or _depth(expression) > _DEEPEST:
+        return expression
+    return _text(_settled(_tree(expression)))
 
 
 def _each(reshape: Callable[[str], str], value: Value) -> Value:
     if isinstance(value, tuple):
         return tuple(_each(reshape, one) for one in value)
     return reshape(value) if isinstance(value, str) else value
+
+
+def _depth(text: str) -> int:
+    """Return how deep brackets are nested in a text, or more where a quoted text has some."""
+    return max(accumulate({"(": 1, "[": 1, ")": -1, "]": -1}.get(character, 0) for character in text))
 
 
 def _tree(text: str) -> _Bracket:

@@ -19,6 +19,7 @@ from alembic.script import Script, ScriptDirectory
 from alembic.script.revision import RevisionMap
 from sqlalchemy import text
 
+from alembic_entrypoint.bytecode import remove_stale
 from alembic_entrypoint.address import NotAnAddress, Place, parse
 from alembic_entrypoint.worker.connections import Made, Policy
 from alembic_entrypoint.worker.messages import Message, Request
@@ -48,7 +49,14 @@ class Environment:
         self.unloadable: list[str] = []
         self.scripts: list[Any] = []
         self._locations: object = None
+        self.cleaned: list[Message] = self._clean() if request.is_cleaning else []
         self.load()
+
+    def _clean(self) -> list[Message]:
+        """Remove the bytecode in the migrations' folders that can be wrong; a read-only file system is no error."""
+        folders = [self.script.dir, *_locations(self.script)]
+        cleaned = remove_stale(folders, sourceless=self.script.sourceless)
+        return [{"path": stale.path, "reason": stale.reason.value} for stale in cleaned.removed]
 
     def load(self) -> None:
         """Load every migration file once, noting each that does not load; Alembic uses what was loaded."""

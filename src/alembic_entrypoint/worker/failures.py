@@ -18,7 +18,7 @@ def describe(error: BaseException) -> dict[str, Any]:
     sqlstate = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
     return {
         "kind": _kind(error, sqlstate),
-        "error": _text(error, original),
+        "error": _text(error, original, sqlstate),
         "sqlstate": sqlstate,
         "statement": getattr(error, "statement", None),
         "interpreter": sys.executable,
@@ -68,9 +68,11 @@ def _kind(error: BaseException, sqlstate: str | None) -> str:
     return "error"
 
 
-def _text(error: BaseException, original: BaseException) -> str:
+def _text(error: BaseException, original: BaseException, sqlstate: str | None) -> str:
     if isinstance(error, SystemExit):
         return f"env.py ended the interpreter: sys.exit({error.code!r})"
+    if sqlstate:
+        return f"{original} (SQLSTATE {sqlstate})".strip()
     name = type(original).__name__
     text = str(original).strip()
     return text if type(error).__name__ == "Unusable" else f"{name}: {text}" if text else name

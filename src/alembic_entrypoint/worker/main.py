@@ -121,6 +121,8 @@ def _observe(request: Request, parent: Parent, policy: connections.Policy, work:
 
     transactions.keep_read_only()
     environment = Environment(request, policy)
+    if environment.cleaned:
+        parent.tell("cleaned", removed=environment.cleaned)
     parent.tell("loaded", migrations=environment.migrations(), unloadable=environment.unloadable)
 
     def at_migrations(recorded: tuple[str, ...], context: Any) -> list[Any]:

@@ -61,6 +61,8 @@ class Request:
     #: settings of every migrating session: name -> value
     session: Mapping[str, str] = field(default_factory=dict)
     connect_timeout: float = 60.0
+    #: whether stale bytecode in the migrations' folders is removed before they are loaded
+    is_cleaning: bool = False
     #: recorded revisions to start from, for `sql`
     starting: tuple[str, ...] = ()
 

@@ -278,6 +278,26 @@ CREATE OR REPLACE AGGREGATE app.glue(text) (SFUNC = app.joined, STYPE = text, IN
 --: function app.glue(text)
 CREATE OR REPLACE AGGREGATE app.glue(text) (SFUNC = textcat, STYPE = text, INITCOND = '');
 --: function app.glue(text)
+CREATE OR REPLACE AGGREGATE app.glue(text) (SFUNC = app.joined, STYPE = text, INITCOND = '', FINALFUNC = upper);
+--: function app.glue(text)
+CREATE OR REPLACE AGGREGATE app.glue(text) (SFUNC = app.joined, STYPE = text, INITCOND = '', SSPACE = 100);
+--: function app.glue(text)
+CREATE OR REPLACE AGGREGATE app.glue(text) (SFUNC = app.joined, STYPE = text, INITCOND = '', PARALLEL = SAFE);
+--: function app.glue(text)
+CREATE OR REPLACE AGGREGATE app.glue(text) (SFUNC = app.joined, STYPE = text, INITCOND = '',
+    COMBINEFUNC = app.joined);
+--: function app.glue(text)
+CREATE OR REPLACE AGGREGATE app.glue(text) (SFUNC = app.joined, STYPE = text, INITCOND = '', SORTOP = >);
+--: function app.glue(text)
+DROP AGGREGATE app.glue(text);
+CREATE AGGREGATE app.glue(text) (SFUNC = array_append, STYPE = text[], INITCOND = '{}');
+--: function app.clear(text)
+ALTER PROCEDURE app.clear SECURITY DEFINER;
+--: function doubled(integer)
+ALTER FUNCTION doubled(integer) SUPPORT generate_series_int4_support;
+--: type app.words
+CREATE TYPE app.words AS RANGE (subtype = text, collation = "C");
+--: function app.glue(text)
 ALTER AGGREGATE app.glue(text) RENAME TO paste;
 --: function "Odd ""Schema"""."Odd Function"(public.mood)
 DROP FUNCTION "Odd ""Schema"""."Odd Function";

@@ -1,0 +1,179 @@
+"""What a start costs, whole processes, against `alembic upgrade head` and against a floor, paired in one run.
+
+    python bench/starts.py [--migrations 10 100 1000] [--rounds 9]
+
+The floor is what nothing can be faster than: python, import psycopg, connect, one query, exec. Machines are noisy:
+the table gives ratios of medians, and the medians with the spread from the lower to the upper quartile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+
+from alembic_entrypoint.postgres.embedded import Embedded, embedded_server
+
+BIN = Path(sys.executable).parent
+FLOOR = (
+    "import os, psycopg; "
+    "c = psycopg.connect(os.environ['DATABASE_URL'], autocommit=True); "
+    "c.execute('SELECT version_num FROM alembic_version').fetchall(); c.close(); os.execvp('true', ['true'])"
+)
+ENV = """
+import os
+from alembic import context
+from sqlalchemy import create_engine, pool
+
+engine = create_engine(os.environ["DATABASE_URL"].replace("postgresql:", "postgresql+psycopg:"), poolclass=pool.NullPool)
+with engine.connect() as connection:
+    context.configure(connection=connection)
+    with context.begin_transaction():
+        context.run_migrations()
+"""
+MIGRATION = """
+import sqlalchemy as sa
+from alembic import op
+revision = "m{n:04}"
+down_revision = {down!r}
+def upgrade():
+    op.create_table("t{n}", sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", sa.String(50)))
+def downgrade():
+    op.drop_table("t{n}")
+"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One process: seconds on the clock, seconds of CPU with its children, peak memory in MB."""
+
+    wall: float
+    cpu: float
+    memory: float
+
+
+def measure(command: list[str], folder: Path, url: str) -> Cost:
+    """Run a command to its end and say what it took."""
+    environment = {**os.environ, "DATABASE_URL": url, "ALEMBIC_ENTRYPOINT_LOG_LEVEL": "warning"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
+    assert process.stderr is not None
+    error = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{command} ended with {process.returncode}: {error.decode()}")
+    return Cost(time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+
+
+def tree(folder: Path, count: int) -> None:
+    """Make a project with so many migrations, each of which makes a table."""
+    versions = folder / "migrations" / "versions"
+    versions.mkdir(parents=True)
+    (folder / "alembic.ini").write_text("[alembic]\nscript_location = %(here)s/migrations\n")
+    (folder / "migrations" / "env.py").write_text(ENV)
+    for n in range(1, count + 1):
+        (versions / f"m{n:04}.py").write_text(MIGRATION.format(n=n, down=f"m{n - 1:04}" if n > 1 else None))
+
+
+@contextmanager
+def database(server: Embedded, template: str = "template1") -> Iterator[str]:
+    """Make a database for one measurement; give its URL."""
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE measured TEMPLATE {template}")
+        try:
+            yield server.url_for("measured")
+        finally:
+            connection.execute("DROP DATABASE measured WITH (FORCE)")
+
+
+def compare(server: Embedded, folder: Path, template: str, rounds: int, *, with_floor: bool) -> dict[str, list[Cost]]:
+    """Run ours, Alembic and the floor in turn, each on a database of its own."""
+    commands = {
+        "ours": [str(BIN / "alembic-entrypoint"), "run", "--", "true"],
+        "alembic": [str(BIN / "alembic"), "upgrade", "head"],
+        "floor": [sys.executable, "-c", FLOOR],
+    }
+    if not with_floor:
+        del commands["floor"]
+    costs: dict[str, list[Cost]] = {name: [] for name in commands}
+    for n in range(rounds + 1):
+        for name, command in commands.items():
+            with database(server, template) as url:
+                cost = measure(command, folder, url)
+            if n:  # the first round warms caches
+                costs[name].append(cost)
+    return costs
+
+
+def row(what: str, count: int, costs: dict[str, list[Cost]]) -> str:
+    """Write one line of the table."""
+
+    def middle(name: str, part: Callable[[Cost], float]) -> float:
+        return statistics.median(map(part, costs[name]))
+
+    def ratio(against: str, part: Callable[[Cost], float]) -> str:
+        return f"{middle('ours', part) / middle(against, part):.2f}" if against in costs else ""
+
+    wall = sorted(cost.wall for cost in costs["ours"])
+    quartiles = f"{wall[len(wall) // 4]:.2f} to {wall[-1 - len(wall) // 4]:.2f}"
+    cells = [
+        what,
+        str(count),
+        f"{middle('ours', lambda c: c.wall):.2f} s ({quartiles})",
+        f"{middle('alembic', lambda c: c.wall):.2f} s",
+        ratio("alembic", lambda c: c.wall),
+        ratio("floor", lambda c: c.wall),
+        ratio("alembic", lambda c: c.cpu),
+        ratio("alembic", lambda c: c.memory),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--migrations", type=int, nargs="+", default=[10, 100, 1000])
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    print("| what | migrations | ours | Alembic | wall ÷ Alembic | wall ÷ floor | CPU ÷ Alembic | memory ÷ Alembic |")
+    print("|---|---|---|---|---|---|---|---|")
+    for count in options.migrations:
+        with tempfile.TemporaryDirectory() as folder, embedded_server() as server:
+            tree(Path(folder), count)
+            plain = [str(BIN / "alembic"), "upgrade"]
+            with psycopg.connect(server.url, autocommit=True) as connection:
+                connection.execute("CREATE DATABASE done")
+                connection.execute("CREATE DATABASE behind")
+            measure([*plain, "head"], Path(folder), server.url_for("done"))
+            if count > 10:
+                measure([*plain, f"m{count - 10:04}"], Path(folder), server.url_for("behind"))
+            few = max(3, options.rounds // 3)
+            print(row("nothing to do", count, compare(server, Path(folder), "done", options.rounds, with_floor=True)))
+            if count > 10:
+                print(row("10 pending", count, compare(server, Path(folder), "behind", few, with_floor=False)))
+            print(
+                row("all pending", count, compare(server, Path(folder), "template1", few, with_floor=False)), flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()
