@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,13 +112,21 @@ class Running:
 
 @contextmanager
 def started(
-    folder: Path, *arguments: str, env: Mapping[str, str] | None = None, name: str = "run", **options: Any
+    folder: Path,
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    name: str = "run",
+    within: Sequence[str] = (),
+    **options: Any,
 ) -> Iterator[Running]:
-    """Start the command in a folder; it is killed, should it still run at the end of the block."""
+    """Start the command in a folder; it is killed, should it still run at the end of the block.
+
+    `within` is a command that becomes ours in other surroundings, such as `unshare`.
+    """
     log, out = folder / f"{name}.stderr", folder / f"{name}.stdout"
     with log.open("w") as stderr, out.open("w") as stdout:
         process = subprocess.Popen(
-            [COMMAND, *arguments],
+            [*within, COMMAND, *arguments],
             cwd=folder,
             env=environment(env),
             stdout=stdout,

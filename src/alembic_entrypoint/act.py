@@ -6,6 +6,7 @@ import dataclasses
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,13 +23,16 @@ from alembic_entrypoint.observe import (
     facts_of,
     graph_of,
     logged,
+    look,
     misconfigured,
     recorded_now,
     request,
 )
 from alembic_entrypoint.postgres import activity
 from alembic_entrypoint.postgres.leftovers import invalid_indexes
+from alembic_entrypoint.postgres.session import ALIVE
 from alembic_entrypoint.settings import Settings
+from alembic_entrypoint.wait import connected
 from alembic_entrypoint.worker.client import Worker
 from alembic_entrypoint.worker.messages import Message, Request
 
@@ -37,6 +41,8 @@ MAY_PASS = ("55P03", "40P01")
 HEARTBEAT = 10.0
 #: Seconds that a cancelled worker has to roll back before it is killed.
 GRACE = 0.7
+#: Seconds in which the server must have ended what a worker left there; a session that it cannot end is said.
+ENDING = 5.0
 
 Decide = Callable[[Facts], Decision]
 
@@ -49,9 +55,27 @@ class Progress:
     decision: Decision | None = None
     migration: Message | None = None
     finished: list[str] = field(default_factory=list)
+    #: what the last COMMIT that was begun would have kept; None: none was begun
+    committing: Message | None = None
     started: float = field(default_factory=time.monotonic)
     blocker: activity.Session | None = None
     failure: Message | None = None
+
+    @property
+    def is_partly_committed(self) -> bool:
+        """Tell whether a transaction was committed in the middle of the last migration."""
+        return bool(self.committing and self.committing["is_partly_committed"])
+
+
+def look_locked(lock: Lock, settings: Settings, target: Target) -> None:
+    """See, where `env.py` may write, that it migrates this database and only once: before anything is migrated.
+
+    Raises Misconfigured, Denied, TryAgain.
+    """
+    try:
+        look(dataclasses.replace(_order(lock, settings, target), order="look"), settings, target)
+    except WorkerFailed as error:
+        raise misconfigured(error) from None
 
 
 def settle_locked(lock: Lock, settings: Settings, target: Target, decide: Decide) -> Decision:
@@ -59,37 +83,56 @@ def settle_locked(lock: Lock, settings: Settings, target: Target, decide: Decide
 
     Raises Refused, Failed, TryAgain, Misconfigured.
     """
+    _name_invalid_indexes(lock)
     for tries_left in range(settings.ddl_retries, -1, -1):
-        progress = _run_worker(lock, settings, target, decide)
-        if progress.failure is None:
-            return _verified(lock, progress, decide)
-        if tries_left == 0 or not _may_pass(lock, progress):
-            break
-        pause = random.uniform(0.2, 1.0) * min(10.0, 2.0 ** (settings.ddl_retries - tries_left))  # noqa: S311
-        log(
-            "migration.retried",
-            level="warning",
-            reason=progress.failure["error"],
-            blocker=str(progress.blocker) if progress.blocker else None,
-            tries_left=tries_left,
-            pause=round(pause, 2),
-        )
-        time.sleep(pause)
-    raise _failed(lock, progress)
+        progress = Progress()
+        try:
+            _run_worker(lock, settings, target, decide, progress)
+            if progress.failure is None:
+                return _verified(lock, progress, decide)
+            lock.end_backends(ENDING)
+            if tries_left == 0 or not _may_pass(lock, progress):
+                raise _failed(lock, progress)
+        except LockLost as lost:
+            raise _after_loss(lost, target, progress) from None
+        except psycopg.OperationalError as error:
+            raise _after_loss(LockLost(str(error)), target, progress) from None
+        _pause(settings, progress, tries_left)
+    raise AssertionError("the last try returns or raises")
 
 
-def _run_worker(lock: Lock, settings: Settings, target: Target, decide: Decide) -> Progress:
+def _name_invalid_indexes(lock: Lock) -> None:
+    """Say what an interrupted CONCURRENTLY left behind: IF NOT EXISTS would take it for the real one [E11, H14]."""
+    if found := invalid_indexes(lock.connection):
+        log("schema.observed", level="warning", note="left behind by an interrupted CONCURRENTLY", invalid=found)
+
+
+def _pause(settings: Settings, progress: Progress, tries_left: int) -> None:
+    """Let those go first who were in the way."""
+    assert progress.failure is not None
+    pause = random.uniform(0.2, 1.0) * min(10.0, 2.0 ** (settings.ddl_retries - tries_left))  # noqa: S311
+    log(
+        "migration.retried",
+        level="warning",
+        reason=progress.failure["error"],
+        blocker=str(progress.blocker) if progress.blocker else None,
+        tries_left=tries_left,
+        pause=round(pause, 2),
+    )
+    time.sleep(pause)
+
+
+def _run_worker(lock: Lock, settings: Settings, target: Target, decide: Decide, progress: Progress) -> None:
     """Run one worker to its end, passing on what it says. The worker is cancelled when anything goes wrong here."""
-    progress = Progress()
     watch = _Watch(lock, progress)
     with Worker(_order(lock, settings, target), settings.python) as worker:
         try:
             for message in worker.messages(watch.tick):
                 _hear(message, worker, settings, decide, progress)
-        except LockLost as lost:
+        except LockLost:
             worker.tell({"order": "cancel"})
-            worker.end(GRACE)
-            raise _after_loss(lost, progress) from None
+            _hear_out(worker, progress)
+            raise
         except (Interrupted, Ended):
             _cancel(lock, worker)
             raise
@@ -99,17 +142,28 @@ def _run_worker(lock: Lock, settings: Settings, target: Target, decide: Decide) 
                 "error": "the worker ended without a word",
                 "traceback": "\n".join(worker.last_output),
             }
-            raise misconfigured(WorkerFailed(error, None, ()))
+            raise misconfigured(WorkerFailed(error))
         if progress.failure is None and worker.exit_status:
             progress.failure = {
                 "kind": "died",
                 "error": f"the worker was ended with status {worker.exit_status}",
                 "sqlstate": None,
                 "migration": progress.migration,
-                "committed": [],
-                "is_partly_committed": None,
             }
-    return progress
+
+
+def _hear_out(worker: Worker, progress: Progress) -> None:
+    """Hear what a cancelled worker said last, for no longer than it has to roll back."""
+    deadline = time.monotonic() + GRACE
+
+    def tick() -> None:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+
+    with suppress(TimeoutError):
+        for message in worker.messages(tick, every=0.1):
+            _note(message, progress)
+    worker.end()
 
 
 def _order(lock: Lock, settings: Settings, target: Target) -> Request:
@@ -118,13 +172,11 @@ def _order(lock: Lock, settings: Settings, target: Target) -> Request:
         "statement_timeout": settings.statement_timeout,
     }
     session = {
+        **ALIVE,
         **{name: str(round(seconds * 1000)) for name, seconds in milliseconds.items()},
-        "idle_in_transaction_session_timeout": "0",
-        "idle_session_timeout": "0",
-        "transaction_timeout": "0",
-        "client_connection_check_interval": "1000",
         "application_name": application_name(settings, "migrating"),
     }
+    session = {name: value for name, value in session.items() if name not in lock.forbidden}
     return request("migrate", settings, target, places=target.places, token=lock.token, session=session)
 
 
@@ -150,13 +202,22 @@ def _hear(message: Message, worker: Worker, settings: Settings, decide: Decide, 
             worker.tell({"order": "stop"})
     elif said == "left_alone":
         log("worker.connected", level="debug", database=message["place"], note="another database, left alone")
-    elif said == "started":
+    else:
+        _note(message, progress)
+
+
+def _note(message: Message, progress: Progress) -> None:
+    """Keep what a worker says of its migrations."""
+    said = message["said"]
+    if said == "started":
         progress.migration, progress.started = message, time.monotonic()
         log("migration.started", **_named(message))
     elif said == "finished":
         progress.finished.append(message["revision"])
         elapsed = round(time.monotonic() - progress.started, 3)
         log("migration.finished", revision=message["revision"], elapsed=elapsed)
+    elif said == "committing":
+        progress.committing = message
     elif said == "failed":
         progress.failure = message
 
@@ -219,7 +280,7 @@ def _cancel(lock: Lock, worker: Worker) -> None:
     try:
         lock.cancel(lock.worker_backends())
         worker.end(GRACE)
-        lock.terminate(lock.worker_backends())
+        lock.end_backends(ENDING)
     except psycopg.Error:
         worker.end()
 
@@ -235,11 +296,12 @@ def _verified(lock: Lock, progress: Progress, decide: Decide) -> Decision:
     after = decide(dataclasses.replace(facts, recorded=recorded))
     if after.action is not Action.START:
         raise Failed(
-            f"The migrations ran, but {facts.version_table} now records {', '.join(recorded) or 'nothing'}: env.py did not "
-            "commit them, and the database is as before.\nA connection on which something was executed before "
-            "context.configure() is in a transaction that nobody commits: commit it first, or pass a fresh one.",
+            f"The migrations ran, but {facts.version_table} now records {', '.join(recorded) or 'nothing'}: "
+            "env.py did not commit them, and the database is as before.\n"
+            "A connection on which something was executed before context.configure() is in a transaction that nobody commits: commit it first, or pass a fresh one.",
             event="migration.failed",
         )
+    _name_invalid_indexes(lock)
     log(
         "schema.upgraded",
         before=list(facts.recorded),
@@ -256,8 +318,7 @@ def _may_pass(lock: Lock, progress: Progress) -> bool:
         failure is not None
         and facts is not None
         and failure["sqlstate"] in MAY_PASS
-        and not failure["committed"]
-        and failure["is_partly_committed"] is False
+        and not progress.is_partly_committed
         and recorded_now(lock.connection, facts.version_table) == facts.recorded
     )
 
@@ -268,10 +329,8 @@ def _failed(lock: Lock, progress: Progress) -> Ended:
     assert failure is not None
     migration = failure["migration"]
     if migration is None:
-        error = misconfigured(WorkerFailed(failure, None, ()))
-        assert isinstance(error, Ended)
-        return error
-    applied, left_behind = _left_behind(lock, progress, failure)
+        return misconfigured(WorkerFailed(failure))
+    applied, left_behind = _left_behind(lock, progress)
     lines = [
         f"Migration {migration['revision']} ({migration['n']} of {migration['of']}, {migration['path']}) failed: "
         f"{failure['error']}"
@@ -290,9 +349,9 @@ def _failed(lock: Lock, progress: Progress) -> Ended:
     else:
         lines.append("The database is as before: nothing was committed.")
     lines.append("The app was not started. Mend the migration, build the image again, and start it.")
-    timed_out = failure["sqlstate"] in MAY_PASS and not applied and not left_behind
-    kind: type[Ended] = TryAgain if timed_out else Failed
-    if timed_out and progress.blocker:
+    passes = (failure["sqlstate"] in MAY_PASS or _is_lost(failure)) and not applied and not left_behind
+    kind: type[Ended] = TryAgain if passes else Failed
+    if passes and progress.blocker:
         lines.insert(1, f"It was blocked by {progress.blocker}.")
     return kind(
         "\n".join(lines),
@@ -304,29 +363,47 @@ def _failed(lock: Lock, progress: Progress) -> Ended:
     )
 
 
-def _left_behind(lock: Lock, progress: Progress, failure: Message) -> tuple[list[str], list[str]]:
+def _is_lost(failure: Message) -> bool:
+    """Tell whether the connection ended, or the fence, and not the migration by its own fault."""
+    return failure["kind"] == "fence" or bool(failure.get("is_disconnected"))
+
+
+def _left_behind(lock: Lock, progress: Progress) -> tuple[list[str], list[str]]:
     """Find what was applied and kept, and what of the failed migration was committed."""
     facts = progress.facts
     assert facts is not None
     recorded = recorded_now(lock.connection, facts.version_table)
-    applied = sorted(facts.graph.ancestors(recorded) - facts.applied, key=progress.finished.index)
+    order = {revision: n for n, revision in enumerate(progress.finished)}
+    applied = sorted(facts.graph.ancestors(recorded) - facts.applied, key=lambda each: order.get(each, len(order)))
     left = [f"  - {each}" for each in invalid_indexes(lock.connection)]
-    if failure["is_partly_committed"] or failure["is_partly_committed"] is None:
-        migration = failure["migration"]
+    if progress.is_partly_committed and progress.migration is not None:
+        migration = progress.migration
         left.append(f"  - what {migration['revision']} did before its last commit; see {migration['path']}")
     return applied, left
 
 
-def _after_loss(lost: LockLost, progress: Progress) -> Ended:
-    """75 when the database is as before, as far as the worker said; else 1."""
-    failure = progress.failure or {}
-    if progress.finished or failure.get("is_partly_committed") or failure.get("committed"):
-        return Failed(
-            f"{lost.message}\nThese may be committed: {', '.join(progress.finished)}. "
-            "Start again: the database is looked at anew.",
-            event="lock.lost",
-        )
-    return lost
+def _after_loss(lost: LockLost, target: Target, progress: Progress) -> Ended:
+    """75 when the database is as before, else 1. The worker says so before each COMMIT that it sends."""
+    if progress.committing is None or (not progress.is_partly_committed and _is_as_before(target, progress)):
+        return lost
+    done = ", ".join(progress.committing["revisions"]) or "none"
+    half = f", and a part of {progress.migration['revision']}" if progress.is_partly_committed else ""  # type: ignore[index]
+    return Failed(
+        f"{lost.message}\nThese migrations may be committed: {done}{half}. "
+        "Start again: the database is looked at anew.",
+        event="lock.lost",
+        **lost.keys,
+    )
+
+
+def _is_as_before(target: Target, progress: Progress) -> bool:
+    """Look with a new session whether a COMMIT that was sent came too late; a server that is gone cannot tell."""
+    assert progress.facts is not None
+    try:
+        with connected(target.address, ENDING) as connection:
+            return recorded_now(connection, progress.facts.version_table) == progress.facts.recorded
+    except (Ended, psycopg.Error):
+        return False
 
 
 def refusal(decision: Decision, help_url: str, facts: Facts | None) -> Ended:

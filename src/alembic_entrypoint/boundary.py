@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -15,6 +17,7 @@ from alembic_entrypoint.errors import Ended, Internal, Interrupted
 
 #: Seconds from a signal to the end of this process, whatever it is doing; two are promised.
 LIMIT = 1.8
+CAUGHT = (signal.SIGTERM, signal.SIGINT)
 
 _caught: list[int] = []
 
@@ -39,7 +42,7 @@ def _catch_signals() -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in CAUGHT:
         signal.signal(signum, _interrupt)
     threading.Thread(target=_limit, args=(reading,), daemon=True).start()
 
@@ -47,16 +50,27 @@ def _catch_signals() -> None:
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     _caught.append(signum)
     if len(_caught) > 1:
-        _end_now(signum)
+        _end_now(_caught[0])
     raise Interrupted(signum)
 
 
 def _limit(reading: int) -> None:
-    """End the process and its workers some time after the first signal, also while the main thread hangs in C."""
-    while (data := os.read(reading, 1)) and data[0] not in (signal.SIGTERM, signal.SIGINT):
+    """End the process and its workers some time after the first signal, and at once after the second.
+
+    In a thread of its own: the main thread may hang in C, where no handler runs.
+    """
+    signum = _next_signal(reading)
+    end = time.monotonic() + LIMIT
+    while select.select([reading], [], [], max(0.0, end - time.monotonic()))[0]:
+        if os.read(reading, 1)[0] in CAUGHT:
+            break
+    _end_now(signum)
+
+
+def _next_signal(reading: int) -> int:
+    while (signum := os.read(reading, 1)[0]) not in CAUGHT:
         continue
-    time.sleep(LIMIT)
-    _end_now(data[0])
+    return signum
 
 
 def _end_now(signum: int) -> NoReturn:
@@ -98,9 +112,7 @@ def _say_internal(error: Exception) -> None:
 
 def _end(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(AttributeError, OSError, ValueError):
             stream.flush()
-        except (OSError, ValueError):
-            pass
     # Not sys.exit: it would wait for threads and run what imported packages registered, past the limit of a signal.
     os._exit(code)

@@ -106,7 +106,8 @@ def _is_replaced(facts: Facts) -> bool:
 
 
 def _is_superseded(facts: Facts) -> bool:
-    return any(old in facts.graph.replaced_by for old in facts.unknown)
+    by = facts.graph.replaced_by
+    return any(old in by and by[old].replaces[-1] != old for old in facts.unknown)
 
 
 def _is_ahead(facts: Facts) -> bool:
@@ -134,13 +135,16 @@ def _never_applied(facts: Facts) -> tuple[str, ...]:
     """Revisions beneath a recorded one, in this image, that were not beneath it when it was applied here."""
     missing: set[str] = set()
     for revision in facts.recorded:
-        if revision in facts.ledger.ancestors and revision in facts.graph.known:
-            mine = facts.graph.ancestors([revision])
-            replaced = {old for each in mine for old in facts.graph.by_revision[each].replaces}
-            applied = facts.ledger.ancestors[revision]
-            missing |= {each for each in mine - applied if not (set(facts.graph.by_revision[each].replaces) & applied)}
-            missing -= replaced
+        applied = facts.ledger.ancestors.get(revision)
+        if applied is not None:
+            # A squash was applied where everything that it replaces was [R13].
+            mine = facts.graph.ancestors([revision]) - applied
+            missing |= {each for each in mine if not _was_applied(facts.graph.by_revision[each].replaces, applied)}
     return tuple(sorted(missing))
+
+
+def _was_applied(replaces: tuple[str, ...], applied: frozenset[str]) -> bool:
+    return bool(replaces) and applied.issuperset(replaces)
 
 
 def _would_run_set_aside(facts: Facts) -> bool:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
@@ -19,32 +20,40 @@ from alembic_entrypoint.address import Address
 from alembic_entrypoint.errors import Misconfigured, TryAgain
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.postgres import activity
+from alembic_entrypoint.postgres.server import is_pooled, is_shared
+from alembic_entrypoint.postgres.session import SESSION, apply
 from alembic_entrypoint.wait import connect
 from alembic_entrypoint.worker.messages import HOLDER_CHECK, LOCK_A, LOCK_B, LOCK_CLASS, TOKEN_CLASS
 
-#: Seconds between two tries, with jitter; the first wait is short, since most waits are.
-SHORTEST, LONGEST = 0.1, 1.0
+#: Seconds between two tries, with jitter; the first is short, since most waits are.
+SHORTEST, LONGEST = 0.1, 2.0
+#: Seconds after which a waiter says again for whom it waits.
+TOLD_AGAIN = 10.0
 
-SESSION = {
-    "idle_session_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
-    "statement_timeout": "0",
-    "lock_timeout": "0",
-    "transaction_timeout": "0",
-    "client_connection_check_interval": "1000",
-}
+IsDone = Callable[[psycopg.Connection[Any]], bool]
 
 
 class LockLost(TryAgain):
     """The session that held the lock is gone."""
 
+    def __init__(self, reason: str) -> None:
+        reason = " ".join(reason.split()) or "the server closed it"
+        super().__init__(
+            f"The session that held the lock is gone: {reason}. "
+            "What it protected was cancelled, so that no two can migrate at once.",
+            event="lock.lost",
+            reason=reason,
+        )
+
 
 class Lock:
     """The lock, held. Whoever writes to the target besides the worker writes over this session."""
 
-    def __init__(self, connection: psycopg.Connection[Any], token: int) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], token: int, forbidden: frozenset[str]) -> None:
         self.connection = connection
         self.token = token
+        #: settings that this server does not let us set
+        self.forbidden = forbidden
 
     def check_alive(self) -> None:
         """See, without asking the server, that the session is still there. Raises LockLost."""
@@ -52,128 +61,174 @@ class Lock:
         try:
             pgconn.consume_input()
         except psycopg.Error as error:
-            raise self._lost(str(error)) from None
+            raise LockLost(str(error)) from None
         if pgconn.status != psycopg.pq.ConnStatus.OK:
-            raise self._lost(pgconn.get_error_message() if hasattr(pgconn, "get_error_message") else "closed")
-
-    def _lost(self, reason: str) -> LockLost:
-        return LockLost(
-            f"The session that held the lock is gone: {reason.strip() or 'the server closed it'}. "
-            "The migration was cancelled, so that no two can run at once.",
-            event="lock.lost",
-            reason=reason.strip(),
-        )
+            raise LockLost(pgconn.error_message.decode(errors="replace"))
 
     def worker_backends(self) -> list[int]:
         """Name the backends that hold a share of the fence, which are those of our worker."""
+        self._finish_statement()
         return _fence_holders(self.connection)
 
     def cancel(self, pids: list[int]) -> None:
         """Cancel what these backends are doing."""
         self.connection.execute("SELECT pg_catalog.pg_cancel_backend(pid) FROM unnest(%s::int[]) AS pid", [pids])
 
-    def terminate(self, pids: list[int]) -> None:
-        """End these backends."""
-        self.connection.execute("SELECT pg_catalog.pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", [pids])
+    def end_backends(self, limit: float) -> None:
+        """End what the worker left on the server, and wait, so many seconds, until it has rolled back."""
+        deadline = time.monotonic() + limit
+        while (pids := self.worker_backends()) and time.monotonic() < deadline:
+            self.connection.execute("SELECT pg_catalog.pg_terminate_backend(p) FROM unnest(%s::int[]) AS p", [pids])
+            time.sleep(0.02)
 
-    def is_fence_free(self) -> bool:
-        """Tell whether no connection of a worker is left."""
-        return _try_fence(self.connection)
+    def _finish_statement(self) -> None:
+        """Read the rest of a statement of ours that a signal has interrupted."""
+        pgconn = self.connection.pgconn
+        while pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
+            pgconn.get_result()
 
 
 @contextmanager
 def locked(
-    address: Address,
-    wait: float,
-    connect_timeout: float,
-    application_name: str,
-    is_done: Callable[[psycopg.Connection[Any]], bool],
+    address: Address, wait: float, connect_timeout: float, application_name: str, is_done: IsDone
 ) -> Iterator[Lock | None]:
-    """Hold the lock of this database; None when, while waiting, there was nothing left to do.
+    """Hold the lock of this database; None when there was nothing left to do.
 
-    Raises TryAgain when it is not free within `wait` seconds, Misconfigured when the session is shared.
+    `is_done` is asked at each try, so that those with nothing to do never stand in a queue. Raises TryAgain when the
+    lock is not free within `wait` seconds, LockLost when its session ends, Misconfigured when the session is shared.
     """
-    lock = _acquire(address, wait, connect_timeout, application_name, is_done)
+    lock = _acquire(address, _Waiting(address, wait), connect_timeout, application_name, is_done)
     try:
         yield lock
         if lock is not None:
             _release(lock)
+    except psycopg.OperationalError as error:
+        if lock is None or lock.connection.pgconn.status == psycopg.pq.ConnStatus.OK:
+            raise
+        raise LockLost(str(error)) from None
     finally:
         if lock is not None:
             lock.connection.pgconn.finish()
 
 
+@dataclass
+class _Waiting:
+    """How long we have waited, and for whom; said once for each holder, and again every ten seconds."""
+
+    address: Address
+    limit: float
+    started: float = field(default_factory=time.monotonic)
+    holder: activity.Session | None = None
+    pause: float = SHORTEST
+    _told: object = None
+    _told_at: float = float("-inf")
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.started
+
+    def tell(self, about: object, **keys: Any) -> None:
+        """Log that we wait, unless the same was said a moment ago."""
+        if about == self._told and time.monotonic() - self._told_at < TOLD_AGAIN:
+            return
+        self._told, self._told_at = about, time.monotonic()
+        log("lock.waiting", database=str(self.address), elapsed=round(self.elapsed, 1), **keys)
+
+    def look(self, connection: psycopg.Connection[Any]) -> None:
+        """See who holds the lock, or else the fence of an earlier holder, and say so."""
+        self.holder = activity.holder(connection, LOCK_CLASS)
+        if self.holder is not None:
+            self.tell(self.holder.pid, holder=str(self.holder), doing=self.holder.doing)
+
+    def sleep(self) -> None:
+        """Wait until the next try. Raises TryAgain when the time is over."""
+        if self.elapsed >= self.limit:
+            raise _given_up(self)
+        time.sleep(min(self.pause * random.uniform(0.5, 1.0), max(0.0, self.limit - self.elapsed)))  # noqa: S311
+        self.pause = min(self.pause * 1.5, LONGEST)
+
+
 def _acquire(
-    address: Address,
-    wait: float,
-    connect_timeout: float,
-    application_name: str,
-    is_done: Callable[[psycopg.Connection[Any]], bool],
+    address: Address, waiting: _Waiting, connect_timeout: float, application_name: str, is_done: IsDone
 ) -> Lock | None:
-    started = time.monotonic()
-    pause, told = SHORTEST, None
+    """Try until the lock is held. A waiter keeps no session: five hundred replicas would use up max_connections."""
+    is_examined = False
     while True:
         connection = connect(address, connect_timeout, application_name=application_name)
+        connection.prepare_threshold = None  # behind a pooler the next statement may reach a session that lacks it
+        is_kept = False
         try:
+            if not is_examined and is_pooled(connection):
+                _refuse_shared(connection, address, connect_timeout, application_name)
+            is_examined = True
             lock = _try(connection)
-            if lock is not None:
-                waited = round(time.monotonic() - started, 3)
-                log("lock.acquired", database=str(address), token=lock.token, elapsed=waited)
-                return lock
             if is_done(connection):
-                connection.pgconn.finish()
                 return None
-            holder = activity.holder(connection, LOCK_CLASS)
+            if lock is not None:
+                _await_fence(lock, waiting)
+                # What an earlier migrator's last statement did, it may have done since.
+                if is_done(connection):
+                    return None
+                log("lock.acquired", database=str(address), token=lock.token, elapsed=round(waiting.elapsed, 3))
+                is_kept = True
+                return lock
+            waiting.look(connection)
         except psycopg.Error as error:
-            connection.pgconn.finish()
-            holder = None
-            log("lock.waiting", level="warning", reason=str(error).strip())
-        except BaseException:
-            connection.pgconn.finish()
-            raise
-        # A waiter keeps no session: five hundred replicas would use up max_connections.
-        connection.pgconn.finish()
-        if holder is not None and (holder.pid != told or time.monotonic() - started > 10):
-            told = holder.pid
-            log("lock.waiting", holder=str(holder), database=str(address))
-        if time.monotonic() - started > wait:
-            raise _given_up(address, wait, holder)
-        time.sleep(min(pause, max(0.0, wait)) * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-        pause = min(pause * 1.5, LONGEST)
+            waiting.tell(str(error), level="warning", reason=str(error).strip())
+        finally:
+            if not is_kept:
+                connection.pgconn.finish()
+        waiting.sleep()
 
 
 def _try(connection: psycopg.Connection[Any]) -> Lock | None:
-    """Take T and A, check, and see that the fence is free; without waiting inside PostgreSQL [E1, E2]."""
+    """Take T and A, and check; without waiting inside PostgreSQL [E1, E2]. Raises Misconfigured."""
     token = random.SystemRandom().randrange(1, 2**31)
     took_token = _one(connection, "SELECT pg_catalog.pg_try_advisory_lock(%s, %s)", TOKEN_CLASS, token)
     if not took_token or not _one(connection, "SELECT pg_catalog.pg_try_advisory_lock(%s, %s)", LOCK_CLASS, LOCK_A):
         return None
-    holds = connection.execute(HOLDER_CHECK.replace("%(token)s", str(token))).fetchone()
-    if not holds or not holds[0]:
+    own = " AND l.pid = pg_catalog.pg_backend_pid()"
+    if not _one(connection, HOLDER_CHECK.replace("%(token)s", str(token)) + own):
+        _give_back(connection, token)
         raise Misconfigured(_POOLED)
     # Only now: before the check has passed, a SET could leak through a pooler into the app's sessions [H5].
-    for name, value in SESSION.items():
-        connection.execute(
-            "SELECT pg_catalog.set_config(name, %s, false) FROM pg_catalog.pg_settings WHERE name = %s AND context = 'user'",
-            [value, name],
-        )
-    return Lock(connection, token) if _try_fence(connection) else None
+    return Lock(connection, token, apply(connection, SESSION))
+
+
+def _await_fence(lock: Lock, waiting: _Waiting) -> None:
+    """See that no statement of an earlier migrator is left: take B alone, and free it at once. Raises TryAgain."""
+    while not _one(lock.connection, "SELECT pg_catalog.pg_try_advisory_lock(%s, %s)", LOCK_CLASS, LOCK_B):
+        waiting.look(lock.connection)
+        waiting.sleep()
+    _one(lock.connection, "SELECT pg_catalog.pg_advisory_unlock(%s, %s)", LOCK_CLASS, LOCK_B)
+
+
+def _refuse_shared(
+    connection: psycopg.Connection[Any], address: Address, connect_timeout: float, application_name: str
+) -> None:
+    """Refuse a pooler that is seen to share sessions before anything is locked. The check sees the others."""
+    if is_shared(connection, lambda: connect(address, connect_timeout, application_name=application_name)):
+        raise Misconfigured(_POOLED)
 
 
 _POOLED = (
     "The URL leads through a pooler that shares server sessions (transaction or statement pooling): a lock taken there "
     "protects nothing, and two replicas would migrate at once.\n"
-    "Set ALEMBIC_ENTRYPOINT_DATABASE_URL to the database itself or to a session-pooling port; the app's own DATABASE_URL "
-    "can stay as it is."
+    "Set ALEMBIC_ENTRYPOINT_DATABASE_URL to the database itself or to a session-pooling port; the app's own "
+    "DATABASE_URL can stay as it is."
 )
 
 
-def _try_fence(connection: psycopg.Connection[Any]) -> bool:
-    """See that no statement of an earlier migrator is left: take B alone, and free it at once."""
-    if not _one(connection, "SELECT pg_catalog.pg_try_advisory_lock(%s, %s)", LOCK_CLASS, LOCK_B):
-        return False
-    _one(connection, "SELECT pg_catalog.pg_advisory_unlock(%s, %s)", LOCK_CLASS, LOCK_B)
-    return True
+def _give_back(connection: psycopg.Connection[Any], token: int) -> None:
+    """Free what was taken through a shared session, on whichever backend it is; the pooler would keep it [E14]."""
+    held = (
+        "SELECT pg_catalog.pg_advisory_unlock(%s, %s) FROM pg_catalog.pg_locks WHERE locktype = 'advisory' "
+        "AND objsubid = 2 AND granted AND pid = pg_catalog.pg_backend_pid() AND classid = %s AND objid = %s LIMIT 1"
+    )
+    left, deadline = [(TOKEN_CLASS, token), (LOCK_CLASS, LOCK_A)], time.monotonic() + 1.0
+    with suppress(psycopg.Error):
+        while left and time.monotonic() < deadline:
+            left = [lock for lock in left if not _one(connection, held, *lock, *lock)]
 
 
 def _fence_holders(connection: psycopg.Connection[Any]) -> list[int]:
@@ -193,20 +248,19 @@ def _release(lock: Lock) -> None:
         _one(lock.connection, "SELECT pg_catalog.pg_advisory_unlock(%s, %s)", TOKEN_CLASS, lock.token),
     ]
     if not all(freed):
-        raise TryAgain(
-            "The lock was no longer held when it was to be freed. Start again: the database is looked at anew."
-        )
+        raise LockLost("it was not held any more when it was to be freed")
 
 
-def _given_up(address: Address, wait: float, holder: activity.Session | None) -> TryAgain:
-    who = f"It is held by {holder}." if holder else "Who holds it could not be seen."
+def _given_up(waiting: _Waiting) -> TryAgain:
+    holder = waiting.holder
+    who = f"It is held by {holder}, which {holder.doing}." if holder else "Who holds it could not be seen."
     end = f"\nTo end that session: SELECT pg_terminate_backend({holder.pid});" if holder else ""
     return TryAgain(
-        f"Another replica has held the migration lock of {address} for the {wait:g} s that we wait. {who}\n"
+        f"The migration lock of {waiting.address} was not free within the {waiting.limit:g} s that we wait. {who}\n"
         f"Look at what it is doing before you end it; a longer wait: ALEMBIC_ENTRYPOINT_LOCK_WAIT.{end}"
     )
 
 
 def _one(connection: psycopg.Connection[Any], statement: str, *values: object) -> Any:
-    row = connection.execute(statement, values).fetchone()
+    row = connection.execute(statement, values or None).fetchone()
     return row[0] if row else None

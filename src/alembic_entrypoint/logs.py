@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, MutableMapping
+from contextlib import suppress
 from typing import Any, TextIO
 
 import structlog
@@ -60,20 +61,36 @@ def _in_json(word: str) -> str:
 def configure(log_format: str = "auto", level: str = "info", stream: TextIO | None = None) -> None:
     """Choose how events are written: `console`, `json`, or by whether the stream is a terminal."""
     stream = stream or sys.stderr
-    console = log_format == "console" or (log_format == "auto" and stream.isatty())
+    is_terminal = stream is not None and stream.isatty()
+    console = log_format == "console" or (log_format == "auto" and is_terminal)
     stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console)
     structlog.configure(
-        processors=[structlog.processors.add_log_level, stamp, _renderer(console, stream)],
+        processors=[structlog.processors.add_log_level, stamp, _renderer(console, is_terminal)],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=lambda *_: _Lines(stream),
         cache_logger_on_first_use=False,
     )
 
 
-def _renderer(console: bool, stream: TextIO) -> Any:
+class _Lines:
+    """Lines on a stream. One that is closed, or that nobody reads, is no reason to keep the app from starting."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def write(self, line: str) -> None:
+        with suppress(OSError, ValueError):
+            # With no stream at all it would go to stdout, which is not ours.
+            if self._stream is not None:
+                print(line, file=self._stream, flush=True)
+
+    debug = info = warning = error = write
+
+
+def _renderer(console: bool, is_terminal: bool) -> Any:
     inner: Any
     if console:
-        inner = _console(structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=24))
+        inner = _console(structlog.dev.ConsoleRenderer(colors=is_terminal, pad_event_to=24))
     else:
         inner = structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
 
@@ -96,4 +113,6 @@ def _console(inner: Any) -> Any:
 
 def log(event: str, *, level: str = "info", **keys: Any) -> None:
     """Write one event; keys that are None are left out."""
+    if not structlog.is_configured():
+        configure()
     getattr(structlog.get_logger(), level)(event, **{name: key for name, key in keys.items() if key is not None})

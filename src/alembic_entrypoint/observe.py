@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
 import os
-from collections.abc import Mapping
+import re
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
-from alembic_entrypoint.address import Address, Place
-from alembic_entrypoint.errors import Denied, Misconfigured, TryAgain
+from alembic_entrypoint.address import Address, NotAnAddress, Place, parse
+from alembic_entrypoint.errors import Denied, Ended, Misconfigured, TryAgain
 from alembic_entrypoint.facts import Facts, Graph, Migration, VersionTable
 from alembic_entrypoint.logs import hide, log
 from alembic_entrypoint.settings import Settings
+from alembic_entrypoint.wait import await_database
 from alembic_entrypoint.worker.client import Worker
 from alembic_entrypoint.worker.messages import Message, Request
 
-
-class NeedsWriting(Exception):
-    """`env.py` writes before it migrates, so that it can be run only under the lock."""
+#: Times WAIT_TIMEOUT, and seconds at the least, in which env.py must come to its migrations.
+PATIENCE, SHORTEST_PATIENCE = 5, 10.0
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,16 @@ class Target:
 
     address: Address
     is_given: bool
-    #: what `env.py` calls the same database, learned while observing
-    places: tuple[Place, ...] = ()
+    #: what `env.py` calls this database: as the setting has it, and as was learned while observing
+    places: tuple[Place, ...]
+
+
+class NeedsWriting(Exception):
+    """`env.py` writes before it migrates, so that it can be run only under the lock."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(str(target.address))
+        self.target = target
 
 
 @dataclass(frozen=True)
@@ -46,20 +57,36 @@ class Seen:
 class WorkerFailed(Exception):
     """The worker said that something failed, or died without a word."""
 
-    def __init__(self, message: Message, graph: Graph | None, unloadable: tuple[str, ...]) -> None:
+    def __init__(self, message: Message, observed: Message | None = None) -> None:
         super().__init__(message.get("error"))
         self.message = message
-        self.graph = graph
-        self.unloadable = unloadable
+        self.observed = observed
+
+    @property
+    def kind(self) -> str:
+        """What the error means, as `worker/failures.py` tells it."""
+        return str(self.message.get("kind"))
+
+    @property
+    def places(self) -> frozenset[Place]:
+        """Where `env.py` connected to before it failed."""
+        return frozenset(map(_place, self.message.get("places", ())))
 
 
 def find_target(settings: Settings) -> Target:
     """Take the database that a setting names, else ask `env.py` where it would connect. Raises Misconfigured."""
     address = settings.database_url
+    is_given = address is not None
     if address is None:
-        return Target(_ask(settings), is_given=False)
+        hide_passwords_of_environment()
+        address = _ask(settings)
     keep_secret(address)
-    return Target(address, is_given=True, places=(place_from_here(address),))
+    return Target(address, is_given, places=(place_from_here(address),))
+
+
+def hide_passwords_of_environment() -> None:
+    """Keep out of the log what `env.py` may make a URL of, and quote should it fail on the way."""
+    hide(value for name, value in os.environ.items() if "PASSWORD" in name.upper() and not name.endswith("_FILE"))
 
 
 def keep_secret(address: Address) -> None:
@@ -68,6 +95,16 @@ def keep_secret(address: Address) -> None:
         address.spellings_of_password(),
         names=(address.user or "", address.place.dbname, *address.place.hosts),
     )
+
+
+def hide_environment() -> None:
+    """Keep out of the logs what the environment holds as secrets: an `env.py` that fails may print its settings."""
+    for name, value in os.environ.items():
+        if re.search(r"PASSW|SECRET|TOKEN|API_?KEY", name, re.IGNORECASE) and not name.endswith("_FILE"):
+            hide((value,))
+        elif "://" in value and "@" in value:
+            with contextlib.suppress(NotAnAddress):
+                keep_secret(parse(value))
 
 
 def place_from_here(address: Address) -> Place:
@@ -94,65 +131,139 @@ def request(order: str, settings: Settings, target: Target | None, **keys: Any) 
 
 
 def _ask(settings: Settings) -> Address:
+    configured = ""
     with Worker(request("ask", settings, None), settings.python) as worker:
-        for message in worker.messages():
-            if message["said"] == "asked":
+        for message in worker.messages(_patience(settings)):
+            if message["said"] == "configured":
+                configured = message["url"]
+            elif message["said"] == "asked":
                 address = Address(message["parameters"], message["driver"])
                 keep_secret(address)
                 log("settings.asked", database=str(address))
                 return address
-            if message["said"] == "failed":
-                raise misconfigured(WorkerFailed(message, None, ()))
-    raise misconfigured(WorkerFailed(_died(worker), None, ()))
+            elif message["said"] == "failed":
+                raise _nothing_named(misconfigured(WorkerFailed(message)), configured)
+    raise _nothing_named(misconfigured(WorkerFailed(_died(worker))), configured)
+
+
+def _nothing_named(error: Ended, configured: str) -> Ended:
+    """Add what a person can do who has given no URL, which is what may be wrong."""
+    found = f" (its sqlalchemy.url: {configured})" if configured else ""
+    return type(error)(
+        f"{error.message}\nNo setting names the database, so env.py was asked{found}. "
+        "Set DATABASE_URL to it, or mend what env.py reads."
+    )
 
 
 def observe(settings: Settings, target: Target, *, is_cleaning: bool = False) -> Seen:
     """Look at image and database through `env.py`. Raises NeedsWriting, Misconfigured, Denied, TryAgain.
 
-    Every connection is sent to the target, to learn which place reaches `configure()`; an `env.py` that cannot bear
-    that is run without, and then with only that place redirected. With `is_cleaning` stale bytecode in the migrations'
-    folders, which only Alembic's configuration names, is removed first.
+    Where a setting names the target, every connection is sent there, to learn which place reaches `configure()`; an
+    `env.py` that cannot bear that is run without, and then with only that place redirected. Where `env.py` was asked,
+    what reaches `configure()` is the target. With `is_cleaning` stale bytecode in the migrations' folders, which only
+    Alembic's configuration names, is removed first.
     """
+    order = request(
+        "observe",
+        settings,
+        target,
+        places=target.places,
+        is_redirecting=target.is_given,
+        is_cleaning=is_cleaning,
+    )
     try:
-        return _look(settings, target, (), is_cleaning=is_cleaning)
+        return look(order, settings, target)
     except WorkerFailed as first:
-        if first.message.get("kind") not in ("error", "exit"):
-            raise _translated(first) from None
-        try:
-            seen = _look(settings, target, (), is_redirecting=False)
-            if seen.target.places[-1:] == (place_from_here(target.address),):
-                return seen
-            return _look(settings, target, seen.target.places)
-        except WorkerFailed:
-            raise _translated(first) from None
+        if first.kind == "read_only":
+            raise _needs_writing(first, order, settings, target) from None
+        if not target.is_given or first.kind not in ("error", "exit"):
+            raise misconfigured(first) from None
+        return _observe_unredirected(first, order, settings, target)
 
 
-def _look(settings: Settings, target: Target, places: tuple[Place, ...], **how: bool) -> Seen:
-    order = request("observe", settings, target, places=places, **how)
-    loaded: Message = {"migrations": [], "unloadable": []}
+def _observe_unredirected(first: WorkerFailed, order: Request, settings: Settings, target: Target) -> Seen:
+    """Learn the target's place from an `env.py` that works only where every connection goes where it says."""
+    try:
+        seen = look(dataclasses.replace(order, is_redirecting=False), settings, target)
+        if seen.target.places == target.places:
+            return seen
+        return look(dataclasses.replace(order, is_learned=True, places=seen.target.places), settings, target)
+    except WorkerFailed as second:
+        if second.kind == "read_only":
+            raise NeedsWriting(_reached(target, second.observed, settings)) from None
+        raise misconfigured(first) from None
+
+
+def _needs_writing(first: WorkerFailed, order: Request, settings: Settings, target: Target) -> NeedsWriting:
+    """Learn the target's place, where that can be: it is the only one that is asked for, and nothing answers there.
+
+    Where something answers it may be another database, which is to be left alone.
+    """
+    unknown = first.places - {*target.places}
+    if first.observed is not None or not target.is_given or len(unknown) != 1:
+        return NeedsWriting(_reached(target, first.observed, settings))
+    try:
+        look(dataclasses.replace(order, is_redirecting=False), settings, target)
+    except WorkerFailed as second:
+        if not unknown & second.places:
+            return NeedsWriting(dataclasses.replace(target, places=(*target.places, *unknown)))
+    return NeedsWriting(target)
+
+
+def look(order: Request, settings: Settings, target: Target) -> Seen:
+    """Run one worker that looks, for as long as our patience lasts. Raises WorkerFailed, Misconfigured."""
     observed: Message | None = None
     with Worker(order, settings.python) as worker:
-        for message in worker.messages():
+        for message in worker.messages(_patience(settings)):
             if message["said"] == "cleaned":
                 log("bytecode.removed", count=len(message["removed"]), removed=message["removed"])
-            elif message["said"] == "loaded":
-                loaded = message
             elif message["said"] == "observed":
                 observed = message
             elif message["said"] == "failed":
-                raise WorkerFailed(message, graph_of(loaded), tuple(loaded["unloadable"]))
+                raise WorkerFailed(message, observed)
     if observed is None:
-        raise WorkerFailed(_died(worker), graph_of(loaded), tuple(loaded["unloadable"]))
-    return Seen(facts_of(observed, settings), _with_places(target, observed))
+        raise WorkerFailed(_died(worker))
+    return Seen(facts_of(observed, settings), _reached(target, observed, settings))
 
 
-def _with_places(target: Target, observed: Message) -> Target:
-    """Add what the configuration and `env.py` call the target."""
-    found = [*target.places]
-    for each in (observed["configured_place"], observed["place"]):
-        if each is not None:
-            found.append(Place(tuple(each["hosts"]), tuple(each["ports"]), each["dbname"]))
-    return dataclasses.replace(target, places=tuple(dict.fromkeys(found)))
+def _patience(settings: Settings) -> Callable[[], None]:
+    """Make a tick that says once that `env.py` takes long, and ends the wait for it. Raises Misconfigured."""
+    limit = max(SHORTEST_PATIENCE, PATIENCE * settings.wait_timeout)
+    started = time.monotonic()
+    told: list[float] = []
+
+    def tick() -> None:
+        elapsed = time.monotonic() - started
+        if elapsed > limit:
+            raise Misconfigured(
+                f"env.py did not come to its migrations within {limit:g} s, so it was ended. Nothing was changed.\n"
+                "It may wait for something that never comes. If it only needs longer: ALEMBIC_ENTRYPOINT_WAIT_TIMEOUT, "
+                f"of which this is {PATIENCE} times as much, and {SHORTEST_PATIENCE:g} s at the least."
+            )
+        if elapsed > SHORTEST_PATIENCE / 2 and not told:
+            told.append(elapsed)
+            log("schema.observing", elapsed=round(elapsed, 1), limit=limit, note="env.py is still under way")
+
+    return tick
+
+
+def _reached(target: Target, observed: Message | None, settings: Settings) -> Target:
+    """Add what the configuration and `env.py` call the target; where `env.py` was asked, what it reached is it."""
+    if observed is None:
+        return target
+    found = [_place(each) for each in (observed["configured_place"], observed["place"]) if each is not None]
+    if target.is_given:
+        return dataclasses.replace(target, places=tuple(dict.fromkeys([*target.places, *found])))
+    if found[-1] in target.places:
+        return target
+    address = Address(observed["parameters"], observed["driver"])
+    keep_secret(address)
+    log("settings.asked", database=str(address), note="env.py connects elsewhere first")
+    return Target(await_database(address, settings.wait_timeout).address, is_given=False, places=(found[-1],))
+
+
+def _place(message: Message) -> Place:
+    return Place(tuple(message["hosts"]), tuple(message["ports"]), message["dbname"])
 
 
 def _died(worker: Worker) -> Message:
@@ -163,14 +274,7 @@ def _died(worker: Worker) -> Message:
     }
 
 
-def _translated(error: WorkerFailed) -> Exception:
-    """Turn a failure while looking into the error that ends the run."""
-    if error.message.get("kind") == "read_only":
-        return NeedsWriting()
-    return misconfigured(error)
-
-
-def misconfigured(error: WorkerFailed) -> Exception:
+def misconfigured(error: WorkerFailed) -> Ended:
     """Say why `env.py` could not be run: 78, or 77 and 75 where the database is what stood in the way."""
     message = error.message
     text, kind, sqlstate = str(message.get("error")), message.get("kind"), str(message.get("sqlstate") or "")

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import psycopg
 
-from alembic_entrypoint.act import application_name, refusal, settle_locked
+from alembic_entrypoint.act import application_name, look_locked, refusal, settle_locked
 from alembic_entrypoint.decide import Action, Decision, decide
 from alembic_entrypoint.facts import Facts
 from alembic_entrypoint.launch import launch
@@ -36,8 +36,9 @@ def run(settings: Settings, command: Sequence[str]) -> NoReturn:
 def settle(settings: Settings) -> Decision:
     """Bring the database to the target, or raise the reason why not. The decision that is returned is to start."""
     target = find_target(settings)
-    server = await_database(target.address, settings.wait_timeout)
-    log("server.examined", version=server.version, pooled=server.is_pooled)
+    ready = await_database(target.address, settings.wait_timeout)
+    target = dataclasses.replace(target, address=ready.address)
+    log("server.examined", version=ready.server.version, pooled=ready.server.is_pooled)
     _clean(settings)
     facts: Facts | None = None
     try:
@@ -49,7 +50,8 @@ def settle(settings: Settings) -> Decision:
         if decision.image:
             raise refusal(_decided(facts), settings.help_url, facts)
         log("schema.observed", state=decision.state.value, **logged(facts))
-    except NeedsWriting:
+    except NeedsWriting as writing:
+        target = writing.target
         log("schema.observed", note="env.py writes before it migrates: it is looked at under the lock")
 
     def is_done(connection: psycopg.Connection[Any]) -> bool:
@@ -61,6 +63,8 @@ def settle(settings: Settings) -> Decision:
             assert facts is not None  # else there was nothing to compare with, and the lock was waited for
             with connected(target.address, settings.wait_timeout) as connection:
                 return _decided(dataclasses.replace(facts, recorded=recorded_now(connection, facts.version_table)))
+        if facts is None:
+            look_locked(lock, settings, target)
         decision = settle_locked(lock, settings, target, _decided)
         if decision.action is not Action.START:
             raise refusal(decision, settings.help_url, facts)

@@ -5,51 +5,46 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from alembic_entrypoint.address import Address
-from alembic_entrypoint.errors import Denied, Misconfigured, Unavailable
+from alembic_entrypoint.errors import Denied, Ended, Misconfigured, Unavailable
 from alembic_entrypoint.logs import log
-from alembic_entrypoint.postgres.answers import Answer, Outcome, understand
+from alembic_entrypoint.postgres.answers import Answer, Outcome
+from alembic_entrypoint.postgres.login import NotReady, log_in
 from alembic_entrypoint.postgres.server import Server, examine
 
 #: A wrong password may be one that is being changed, a missing database one that is being created.
-GRACE = 5.0
-#: A server that accepts the connection and says nothing is asked again after so many seconds.
-CONNECT_TIMEOUT = 5.0
-#: What keeps a silent network from holding a session for hours [H8]: seconds, but for the last, milliseconds.
-KEEPALIVES = {
-    "keepalives": "1",
-    "keepalives_idle": "10",
-    "keepalives_interval": "5",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "25000",
-}
+GRACE = {Outcome.DENIED: 5.0, Outcome.WRONG: 5.0, Outcome.UNUSABLE: 0.0}
 
 
-class NotReady(Exception):
-    """There is no usable connection yet."""
+@dataclass(frozen=True)
+class Ready:
+    """The server that answered, and the address that leads to it alone: of several hosts, the one that will do."""
 
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer.reason)
-        self.answer = answer
+    server: Server
+    address: Address
 
 
-def await_database(address: Address, timeout: float, *, needs_primary: bool = True) -> Server:
+def await_database(address: Address, timeout: float, *, needs_primary: bool = True) -> Ready:
     """Wait until the database answers as it must, and say what it is. Raises Unavailable, Denied, Misconfigured."""
     started = time.monotonic()
-    with connected(address, timeout, needs_primary=needs_primary) as connection:
+    connection, reached = _connect(address, timeout, needs_primary, "alembic-entrypoint")
+    try:
         server = examine(connection)
+    finally:
+        connection.pgconn.finish()
     log(
         "database.ready",
-        database=str(address),
+        database=str(reached),
         version=server.version,
         elapsed=round(time.monotonic() - started, 3),
     )
-    return server
+    return Ready(server, reached)
 
 
 @contextmanager
@@ -77,58 +72,63 @@ def connect(
     application_name: str = "alembic-entrypoint",
 ) -> psycopg.Connection[Any]:
     """Open an autocommit session, trying again for so many seconds. Raises Unavailable, Denied, Misconfigured."""
+    return _connect(address, timeout, needs_primary, application_name)[0]
+
+
+def _connect(
+    address: Address, timeout: float, needs_primary: bool, application_name: str
+) -> tuple[psycopg.Connection[Any], Address]:
     started = time.monotonic()
-    reasons: list[str] = []
-
-    def stop(state: RetryCallState) -> bool:
-        error = state.outcome.exception() if state.outcome else None
-        assert isinstance(error, NotReady)
-        if error.answer.reason not in reasons[-1:]:
-            reasons.append(error.answer.reason)
-            log("database.waiting", level="warning", database=str(address), reason=error.answer.reason)
-        limit = timeout if error.answer.outcome is Outcome.WAIT else min(GRACE, timeout)
-        state.upcoming_sleep = min(state.upcoming_sleep, max(0.0, started + limit - time.monotonic()))
-        return time.monotonic() - started >= limit
-
+    patience = _Patience(address, started + timeout)
     retrying = Retrying(
         retry=retry_if_exception_type(NotReady),
-        wait=wait_random_exponential(multiplier=0.1, max=2.0, min=0.05),
-        stop=stop,
+        wait=wait_random_exponential(multiplier=0.1, max=1.0, min=0.05),
+        stop=patience.is_over,
         reraise=True,
     )
     try:
-        return retrying(lambda: _try(address, started + timeout, needs_primary, application_name))
+        return retrying(
+            lambda: log_in(address, patience.deadline, needs_primary=needs_primary, application_name=application_name)
+        )
     except NotReady as error:
         raise _given_up(address, error.answer, time.monotonic() - started) from None
 
 
-def _try(address: Address, deadline: float, needs_primary: bool, application_name: str) -> psycopg.Connection[Any]:
-    remaining = max(1.0, deadline - time.monotonic())
-    parameters: dict[str, Any] = {
-        **KEEPALIVES,
-        **address.parameters,
-        "application_name": application_name,
-        "connect_timeout": max(1, round(min(CONNECT_TIMEOUT, remaining))),
-    }
-    if needs_primary and len(address.place.hosts) > 1:
-        parameters.setdefault("target_session_attrs", "read-write")
-    try:
-        connection = psycopg.connect(autocommit=True, **parameters)
-    except psycopg.Error as error:
-        raise NotReady(understand(str(error), error.sqlstate)) from None
-    try:
-        # Whether the server answers is known only after it has answered; a pooler accepts any login [H26].
-        row = connection.execute("SELECT pg_catalog.pg_is_in_recovery()").fetchone()
-    except psycopg.Error as error:
-        connection.pgconn.finish()
-        raise NotReady(understand(str(error), error.sqlstate)) from None
-    if needs_primary and row and row[0]:
-        connection.pgconn.finish()
-        raise NotReady(Answer(Outcome.WAIT, "it is a standby, which cannot be migrated"))
-    return connection
+class _Patience:
+    """How long to go on, and what was said of it: one line for each reason, not one for each try."""
+
+    def __init__(self, address: Address, deadline: float) -> None:
+        self.deadline = deadline
+        self._address = address
+        self._reason: str | None = None
+        #: since when the answers have been such that a person has to mend something
+        self._hopeless_since: float | None = None
+
+    def is_over(self, state: RetryCallState) -> bool:
+        """Note why this try failed, and tell whether it was the last; a last pause ends with the time that is left."""
+        error = state.outcome.exception() if state.outcome else None
+        assert isinstance(error, NotReady)
+        self._say(error.answer.reason)
+        now = time.monotonic()
+        limit = min(self.deadline, self._end_of_grace(error.answer.outcome, now))
+        state.upcoming_sleep = min(state.upcoming_sleep, max(0.0, limit - now))
+        return now >= limit
+
+    def _say(self, reason: str) -> None:
+        if reason != self._reason:
+            self._reason = reason
+            log("database.waiting", level="warning", database=str(self._address), reason=reason)
+
+    def _end_of_grace(self, outcome: Outcome, now: float) -> float:
+        """Count from the first such answer: a server that starts late has the same grace for roles and databases."""
+        if outcome is Outcome.WAIT:
+            self._hopeless_since = None
+            return self.deadline
+        self._hopeless_since = self._hopeless_since or now
+        return self._hopeless_since + GRACE[outcome]
 
 
-def _given_up(address: Address, answer: Answer, elapsed: float) -> Exception:
+def _given_up(address: Address, answer: Answer, elapsed: float) -> Ended:
     what = f"{address}: {answer.reason}"
     if answer.outcome is Outcome.DENIED:
         return Denied(
@@ -139,6 +139,8 @@ def _given_up(address: Address, answer: Answer, elapsed: float) -> Exception:
         return Misconfigured(
             f"There is no such database. {what}\nCreate it, or mend the URL; this program never creates a database."
         )
+    if answer.outcome is Outcome.UNUSABLE:
+        return Misconfigured(f"The URL of the database cannot be used. {what}\nMend the URL.")
     return Unavailable(
         f"The database was not ready within {elapsed:.0f} s. {what}\n"
         "Start it or mend the host in the URL; a database that needs longer: ALEMBIC_ENTRYPOINT_WAIT_TIMEOUT."

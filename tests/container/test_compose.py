@@ -1,12 +1,11 @@
 """What `compose.yaml` promises: three replicas, one migrator, and the app as if started directly."""
 
 import pytest
+from containers import HEAD
 
 from servers import wait_until
 
 pytestmark = pytest.mark.container
-
-HEAD = "c46b1d9e20f8"
 
 
 def test_exactly_one_of_three_replicas_migrates(replicas):

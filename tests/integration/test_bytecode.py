@@ -403,7 +403,7 @@ import json, os, sys
 from alembic_entrypoint.bytecode import remove_stale
 if os.geteuid() == 0:
     os.setuid(int(sys.argv[1]))
-cleaned = remove_stale(["."])
+cleaned = remove_stale([".", "closed/__pycache__"])
 print(json.dumps([len(cleaned.removed), [(stale.path, error) for stale, error in cleaned.kept]]))
 """
 
@@ -418,7 +418,8 @@ def test_what_may_not_be_removed_is_reported_and_the_rest_is_removed(tree: Tree)
     tree.folder.chmod(0o755)
     locked.parent.chmod(0o555)
     free.parent.chmod(0o777)
-    (tree.folder / "closed").chmod(0o000)
+    closed.parent.chmod(0o777)
+    closed.parent.parent.chmod(0o111)  # its sources cannot be listed, so nobody can tell what is an orphan
     ran = subprocess.run(
         [sys.executable, "-c", AS_NOBODY, str(NOBODY)],
         cwd=tree.folder,
@@ -426,7 +427,7 @@ def test_what_may_not_be_removed_is_reported_and_the_rest_is_removed(tree: Tree)
         capture_output=True,
         text=True,
     )
-    for folder in tree.folder / "closed", locked.parent:
+    for folder in closed.parent.parent, locked.parent:
         folder.chmod(0o755)
     assert json.loads(ran.stdout) == [1, [["./" + cached("app.py"), "Permission denied"]]], ran.stderr
     assert (locked.exists(), free.exists(), closed.exists()) == (True, False, True)
@@ -498,16 +499,24 @@ def test_clean_removes_nothing_when_a_path_is_no_folder(tree: Tree) -> None:
     assert legacy.exists()
 
 
-def test_clean_says_that_a_sourceless_tree_has_no_stale_bytecode(tree: Tree) -> None:
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("alembic.ini", "[alembic]\nsourceless = true\n"), ("pyproject.toml", "[tool.alembic]\nsourceless = true\n")],
+)
+def test_clean_removes_nothing_from_a_sourceless_tree(tree: Tree, name: str, text: str) -> None:
     tree.write("app.py", NEW)
+    tree.write(name, text)
     legacy = tree.compile("app.py", to="app.pyc")
     lines: list[str] = []
-    assert clean([str(tree.folder)], False, lines.append, sourceless=True) == 0
+    assert clean([str(tree.folder)], False, lines.append) == 0
     assert lines == [
         "sourceless = true: here bytecode is the migrations, so none of it is stale",
         "0 stale files removed",
     ]
     assert legacy.exists()
+    tree.write(name, text.replace("true", "false"))
+    assert clean([str(tree.folder)], False, lines.append) == 0
+    assert not legacy.exists()
 
 
 def test_a_name_that_is_not_utf_8_is_removed_and_printable(tree: Tree) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from graphlib import TopologicalSorter
@@ -28,7 +29,7 @@ from alembic_entrypoint.worker.client import Worker
 def plan(settings: Settings, *, as_json: bool, as_sql: bool, write: Callable[[str], Any]) -> int:
     """Print state, action and reason, or the SQL; give the exit code that `run` would end with."""
     target = find_target(settings)
-    await_database(target.address, settings.wait_timeout)
+    target = dataclasses.replace(target, address=await_database(target.address, settings.wait_timeout).address)
     try:
         seen = observe(settings, target)
     except NeedsWriting:
@@ -93,5 +94,5 @@ def _write_sql(settings: Settings, target: Target, facts: Facts, write: Callable
             if message["said"] == "sql":
                 text.append(message["text"])
             elif message["said"] == "failed":
-                raise misconfigured(WorkerFailed(message, None, ()))
+                raise misconfigured(WorkerFailed(message))
     write("".join(text).rstrip("\n"))

@@ -25,6 +25,13 @@ class Session:
         name = f" {self.application_name!r}" if self.application_name else ""
         return f"pid {self.pid}{name} from {self.client}, {self.state}, connected for {self.age:.0f} s"
 
+    @property
+    def doing(self) -> str:
+        """Say what it is at, and since when."""
+        verb = "runs" if self.state == "active" else "ran last"
+        query = " ".join(self.query.split()) or "nothing that can be seen"
+        return f"{verb}, since {self.statement_age:.0f} s: {query}"
+
 
 _SESSION = """
 SELECT a.pid, coalesce(a.application_name, ''), coalesce(host(a.client_addr), 'local socket'),

@@ -14,9 +14,10 @@ from enum import Enum
 class Outcome(Enum):
     """What to do about an answer."""
 
-    WAIT = "wait"
-    DENIED = "denied"
-    WRONG = "wrong"
+    WAIT = "it may pass"
+    DENIED = "the server will not let us in"
+    WRONG = "there is no such database"
+    UNUSABLE = "the URL says what no driver understands"
 
 
 @dataclass(frozen=True)
@@ -29,31 +30,26 @@ class Answer:
 
 _BY_SQLSTATE = (
     (r"57P0[1-5]|08...|53...", Outcome.WAIT),
-    (r"28...", Outcome.DENIED),
-    (r"42501", Outcome.DENIED),
+    (r"28...|42501", Outcome.DENIED),
     (r"3D000", Outcome.WRONG),
 )
+#: What is found first counts. Several hosts give several lines: one that is starting up is worth waiting for, whatever
+#: the others say; one that refuses us is not made better by others that are not there.
 _BY_TEXT = (
-    # A proxy or pooler may put its own words before PostgreSQL's; the most telling are tried first.
     (
-        r"starting up|shutting down|not yet accepting|recovery mode|consistent recovery|not accepting",
-        Outcome.WAIT,
+        r"invalid (connection option|URI query|port|integer|\w+ value)|missing \"=\"|could not match \d+",
+        Outcome.UNUSABLE,
     ),
-    (r"too many (clients|connections)|connection slots|too many connections for", Outcome.WAIT),
-    (r"session is (read-only|not hot standby)|in hot standby mode", Outcome.WAIT),
-    (
-        r"password authentication failed|no password supplied|authentication failed|authentication method",
-        Outcome.DENIED,
-    ),
+    (r"starting up|shutting down|recovery mode|not (currently |yet )?accepting|it is a standby", Outcome.WAIT),
+    (r"too many (clients|connections)|connection slots", Outcome.WAIT),
+    (r"session is read-only|in hot standby mode", Outcome.WAIT),
+    # A balancer with nothing behind it accepts and hangs up.
+    (r"SSL SYSCALL error|unexpected eof", Outcome.WAIT),
+    (r"authentication failed|no password supplied|authentication method|channel binding", Outcome.DENIED),
     (r"role \".*\" (does not exist|is not permitted to log in)|no such user", Outcome.DENIED),
-    (r"no pg_hba\.conf entry|pg_hba\.conf rejects", Outcome.DENIED),
-    (
-        r"server does not support SSL|certificate|SSL error|sslmode|root\.crt|SSL SYSCALL|sslv3|tlsv1",
-        Outcome.DENIED,
-    ),
-    (r"permission denied for database", Outcome.DENIED),
+    (r"pg_hba\.conf|permission denied for database", Outcome.DENIED),
+    (r"does not support SSL|certificate|SSL error|sslmode|root\.crt|sslv3|tlsv1", Outcome.DENIED),
     (r"database \".*\" does not exist|no such database", Outcome.WRONG),
-    (r"invalid (connection option|sslmode|port|integer|dsn)|missing \"=\"", Outcome.WRONG),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,32 @@ def examine(connection: psycopg.Connection[Any]) -> Server:
             f"The server is PostgreSQL {version}; alembic-entrypoint is made for and tested on 13 to 18.\n"
             "Upgrade the server."
         )
-    pid = connection.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()[0]  # type: ignore[index]
     plain = re.match(r"[\d.]+", version)
-    return Server(plain[0] if plain else version, number, is_pooled=pid != connection.info.backend_pid)
+    return Server(plain[0] if plain else version, number, is_pooled(connection))
+
+
+def is_pooled(connection: psycopg.Connection[Any]) -> bool:
+    """Tell whether something stands between us and the server: a pooler makes up the PID that it tells."""
+    return _backend(connection) != connection.info.backend_pid
+
+
+def is_shared(connection: psycopg.Connection[Any], connect: Callable[[], psycopg.Connection[Any]]) -> bool:
+    """Tell whether a pooler gives one server session to several clients [E15].
+
+    True is certain. False is not: under load the two of us may have been kept apart by chance [R8].
+    """
+    before, other = _backend(connection), connect()
+    try:
+        # While this transaction lasts its backend is taken, so that the first client must be given another one.
+        other.execute("BEGIN")
+        return _backend(other) == before or _backend(connection) != before
+    except (psycopg.errors.ConnectionException, psycopg.errors.ProtocolViolation):
+        return True  # statement pooling knows no transactions
+    finally:
+        other.pgconn.finish()
+
+
+def _backend(connection: psycopg.Connection[Any]) -> int:
+    row = connection.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()
+    assert row is not None
+    return int(row[0])

@@ -11,5 +11,6 @@ if __name__ == "__main__":
 
     _ours = sys.path.pop(0)
     # What is imported later (environment, transactions) is found through the package, wherever sys.path points.
-    assert connections and failures
+    assert connections
+    assert failures
     main.main(int(sys.argv[1]), int(sys.argv[2]))

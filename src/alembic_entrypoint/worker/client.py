@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +18,10 @@ from alembic_entrypoint.logs import log
 from alembic_entrypoint.worker.messages import Lines, Message, Request, decode, write
 
 LONGEST_LINE = 1 << 14
+#: Reads of 64 KiB from a pipe whose writer has ended; one that still writes got away from its process group.
+MOST_READS = 256
+#: Seconds between two looks at a worker that has closed a pipe, as its last act most often.
+ENDING_PAUSE = 0.01
 #: Above what `os.closerange(3, 256)` in somebody's env.py reaches.
 HIGH_DESCRIPTOR = 300
 
@@ -35,7 +40,8 @@ class Worker:
             "stderr": Lines(LONGEST_LINE),
         }
         # A look runs env.py only to see what it sees; what it prints then, it prints again when it migrates.
-        self._level = "info" if request.order == "migrate" else "debug"
+        # Where env.py is asked for the URL, the password that it may print is not yet known, and cannot be hidden.
+        self._level = {"migrate": "info", "ask": None}.get(request.order, "debug")
         self.exit_status: int | None = None
         self.last_output: list[str] = []
 
@@ -80,37 +86,57 @@ class Worker:
 
     def tell(self, message: Message) -> None:
         """Say one thing; a worker that is gone does not hear it, and its end is seen elsewhere."""
-        try:
+        with suppress(BrokenPipeError):
             write(self._writing, message)
-        except BrokenPipeError:
-            pass
 
     def messages(self, tick: Callable[[], None] = lambda: None, every: float = 0.5) -> Iterator[Message]:
-        """Give what the worker says until its pipe is closed; call `tick` at least every so many seconds.
+        """Give what the worker says until it has ended; call `tick` at least every so many seconds.
 
-        An exception of `tick` ends the iteration; the worker is ended when its context is left.
+        Its end counts, not that of its pipes: a process that env.py left behind may hold them. An exception of `tick`
+        ends the iteration; the worker is ended when its context is left.
         """
         with selectors.DefaultSelector() as selector:
             for name, descriptor in self._streams.items():
                 os.set_blocking(descriptor, False)
                 selector.register(descriptor, selectors.EVENT_READ, name)
             next_tick = time.monotonic() + every
-            while True:
-                for key, _ in selector.select(max(0.0, next_tick - time.monotonic())):
+            pause = every
+            while not self._has_ended():
+                for key, _ in selector.select(max(0.0, min(next_tick - time.monotonic(), pause))):
                     if (lines := self._read(key.data)) is None:
                         selector.unregister(key.fd)
-                        if key.data == "messages":
-                            self._drain()
-                            return
-                        continue
-                    for line in lines:
-                        if key.data == "messages":
-                            yield decode(line)
-                        else:
-                            self._log(key.data, line)
+                        pause = ENDING_PAUSE
+                    else:
+                        yield from self._heard(key.data, lines)
                 if time.monotonic() >= next_tick:
                     tick()
                     next_tick = time.monotonic() + every
+        yield from self._last_words()
+
+    def _has_ended(self) -> bool:
+        """Tell whether the worker has ended; until it is waited for, its process group cannot be another's."""
+        try:
+            return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return True
+
+    def _last_words(self) -> Iterator[Message]:
+        """End what the worker left behind, and give what stands in the pipes: so much and no more."""
+        kill_group(self._process.pid)
+        self.exit_status = self._process.wait()
+        _reap_group(self._process.pid)
+        for name in reversed(self._streams):
+            for _ in range(MOST_READS):
+                if (lines := self._read(name)) is None:
+                    break
+                yield from self._heard(name, lines)
+
+    def _heard(self, name: str, lines: list[bytes]) -> Iterator[Message]:
+        for line in lines:
+            if name == "messages":
+                yield decode(line)
+            else:
+                self._log(name, line)
 
     def _read(self, name: str) -> list[bytes] | None:
         """Read what is there: lines, or None at the end of the stream."""
@@ -126,30 +152,22 @@ class Worker:
             self._log(name, line)
         return None
 
-    def _drain(self) -> None:
-        """Log what the worker has written last; a grandchild that keeps the stream open is not waited for."""
-        self.exit_status = self._process.wait()
-        for name in ("stdout", "stderr"):
-            while lines := self._read(name):
-                for line in lines:
-                    self._log(name, line)
-
     def _log(self, name: str, line: bytes) -> None:
         if text := line.decode(errors="replace").rstrip():
             self.last_output = [*self.last_output[-9:], text]
-            log("worker.output", level=self._level, stream=name, line=text)
+            if self._level is not None:
+                log("worker.output", level=self._level, stream=name, line=text)
 
     def end(self, grace: float = 0.0) -> None:
         """End the worker and everything it started; wait `grace` seconds for it to end by itself first."""
         if self not in running:
             return
         running.remove(self)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(grace)
-        except subprocess.TimeoutExpired:
-            pass
         kill_group(self._process.pid)
         self.exit_status = self._process.wait()
+        _reap_group(self._process.pid)
         for name in list(self._streams):
             if name == "messages":
                 os.close(self._streams.pop(name))
@@ -161,10 +179,19 @@ class Worker:
 
 def kill_group(pid: int) -> None:
     """End a process group, if there still is one."""
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
+
+
+def _reap_group(pid: int) -> None:
+    """Take leave of what a worker had started: as PID 1 its orphans are ours, and would be the app's zombies."""
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        try:
+            if os.waitpid(-pid, os.WNOHANG) == (0, 0):
+                time.sleep(0.005)  # killed, and not yet dead
+        except ChildProcessError:
+            return
 
 
 def kill_all() -> None:

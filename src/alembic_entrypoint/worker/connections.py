@@ -38,47 +38,42 @@ class Asked(BaseException):
     """The place that `env.py` connects to is known, which was all that was asked."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Made:
-    """What is known of one connection."""
+    """One connection: what was asked for, and whether that is the target."""
 
     place: Place
+    parameters: Mapping[str, str] = field(repr=False)
     driver: str
     is_target: bool
-    is_fenced: bool = False
 
 
 @dataclass
 class Policy:
     """What happens to connections in this worker; changed as the worker learns."""
 
-    #: parameters of the target; None: every connection stays as it is
+    #: what replaces host, database, credentials and the like of a connection to the target; None: they stay
     target: Mapping[str, str] | None = None
-    #: connections to these places go to the target; None: all do
+    #: what counts as the target; None: every place
     places: set[Place] | None = None
-    #: what each connection to the target runs before it is handed out
-    steps: Callable[[], Steps] | None = None
+    #: what a connection runs before it is handed out, by whether it is one to the target
+    steps: Callable[[bool], Steps | None] = lambda _: None
     connect_timeout: float = 60.0
-    #: called with every place asked for, before connecting
-    asked: Callable[[Place, Mapping[str, Any], str], None] = lambda *_: None
+    #: called with all that is asked for, before connecting
+    asked: Callable[[Made], None] = lambda _: None
     #: called with a place that is left alone
     left_alone: Callable[[Place], None] = lambda _: None
     made: weakref.WeakKeyDictionary[Any, Made] = field(default_factory=weakref.WeakKeyDictionary)
 
-    def route(self, place: Place, parameters: Mapping[str, Any], driver: str) -> bool:
-        """Tell whether a connection that was asked for goes to the target."""
-        self.asked(place, parameters, driver)
-        if self.target is None:
-            return False
-        if self.places is None or place in self.places:
-            return True
-        self.left_alone(place)
-        return False
-
-    def note(self, connection: Any, place: Place, driver: str, is_target: bool) -> Any:
-        """Remember a connection that was handed out."""
-        self.made[connection] = Made(place, driver, is_target, is_target and self.steps is not None)
-        return connection
+    def route(self, parameters: Mapping[str, str], driver: str) -> tuple[Made, Mapping[str, str] | None]:
+        """Tell whether what is asked for is the target, and what replaces its parameters, if anything does."""
+        place = place_of(parameters, os.environ)
+        is_target = self.places is None or place in self.places
+        made = Made(place, parameters, driver, is_target)
+        self.asked(made)
+        if not is_target:
+            self.left_alone(place)
+        return made, self.target if is_target else None
 
 
 def fence_steps(token: int, session: Mapping[str, str]) -> Steps:
@@ -173,32 +168,29 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 def _wrap_psycopg(psycopg: Any, policy: Policy) -> None:
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-    def redirected(conninfo: str, kwargs: dict[str, Any]) -> tuple[str, dict[str, Any], Place, bool]:
+    def routed(conninfo: str, kwargs: dict[str, Any]) -> tuple[str, dict[str, Any], Made]:
         """Merge, decide, and split again into libpq's parameters and the rest."""
         own = {name: kwargs.pop(name) for name in list(kwargs) if name in _PSYCOPG_KEYWORDS}
         parameters = {k: str(v) for k, v in conninfo_to_dict(conninfo, **kwargs).items() if v is not None}
-        place = place_of(parameters, os.environ)
-        to_target = policy.route(place, parameters, "psycopg")
-        if to_target:
-            parameters = _retargeted(parameters, policy.target or {})
-        return make_conninfo("", **parameters), own, place, to_target
+        made, target = policy.route(parameters, "psycopg")
+        return make_conninfo("", **_retargeted(parameters, target)), own, made
 
     connect: Any = psycopg.Connection.connect.__func__
     connect_async: Any = psycopg.AsyncConnection.connect.__func__
 
     def wrapped(cls: Any, /, conninfo: str = "", **kwargs: Any) -> Any:
-        conninfo, own, place, to_target = redirected(conninfo, kwargs)
-        connection = _retry(lambda: connect(cls, conninfo, **own), policy, to_target)
-        if to_target:
-            _drive_psycopg(connection, policy)
-        return policy.note(connection, place, "psycopg", to_target)
+        conninfo, own, made = routed(conninfo, kwargs)
+        connection = _retry(lambda: connect(cls, conninfo, **own), policy, made)
+        _drive_psycopg(connection, policy.steps(made.is_target))
+        policy.made[connection] = made
+        return connection
 
     async def wrapped_async(cls: Any, /, conninfo: str = "", **kwargs: Any) -> Any:
-        conninfo, own, place, to_target = redirected(conninfo, kwargs)
-        connection = await _retry_async(lambda: connect_async(cls, conninfo, **own), policy, to_target)
-        if to_target:
-            await _drive_psycopg_async(connection, policy)
-        return policy.note(connection, place, "psycopg", to_target)
+        conninfo, own, made = routed(conninfo, kwargs)
+        connection = await _retry_async(lambda: connect_async(cls, conninfo, **own), policy, made)
+        await _drive_psycopg_async(connection, policy.steps(made.is_target))
+        policy.made[connection] = made
+        return connection
 
     psycopg.Connection.connect = classmethod(wrapped)
     psycopg.AsyncConnection.connect = classmethod(wrapped_async)
@@ -208,8 +200,8 @@ def _wrap_psycopg(psycopg: Any, policy: Policy) -> None:
 _PSYCOPG_KEYWORDS = ("autocommit", "prepare_threshold", "context", "row_factory", "cursor_factory")
 
 
-def _drive_psycopg(connection: Any, policy: Policy) -> None:
-    if policy.steps is None:
+def _drive_psycopg(connection: Any, steps: Steps | None) -> None:
+    if steps is None:
         return
     from psycopg.rows import tuple_row
 
@@ -221,15 +213,15 @@ def _drive_psycopg(connection: Any, policy: Policy) -> None:
             return cursor.fetchone() if cursor.description else None
 
     try:
-        _drive(policy.steps(), execute)
+        _drive(steps, execute)
         connection.commit()
     except BaseException:
         connection.close()
         raise
 
 
-async def _drive_psycopg_async(connection: Any, policy: Policy) -> None:
-    if policy.steps is None:
+async def _drive_psycopg_async(connection: Any, steps: Steps | None) -> None:
+    if steps is None:
         return
     from psycopg.rows import tuple_row
 
@@ -241,7 +233,7 @@ async def _drive_psycopg_async(connection: Any, policy: Policy) -> None:
             return await cursor.fetchone() if cursor.description else None
 
     try:
-        await _drive_async(policy.steps(), execute)
+        await _drive_async(steps, execute)
         await connection.commit()
     except BaseException:
         await connection.close()
@@ -259,20 +251,18 @@ def _wrap_psycopg2(psycopg2: Any, policy: Policy) -> None:
 
     def wrapped(dsn: str, connection_factory: Any = None, **kwargs: Any) -> Any:
         parameters = dict(parse_dsn(dsn))
-        place = place_of(parameters, os.environ)
-        to_target = policy.route(place, parameters, "psycopg2")
-        if to_target:
-            dsn = make_dsn(**_retargeted(parameters, policy.target or {}))
-        connection = _retry(lambda: connect(dsn, connection_factory=connection_factory, **kwargs), policy, to_target)
-        if to_target:
-            _drive_psycopg2(connection, policy)
-        return policy.note(connection, place, "psycopg2", to_target)
+        made, target = policy.route(parameters, "psycopg2")
+        dsn = make_dsn(**_retargeted(parameters, target))
+        connection = _retry(lambda: connect(dsn, connection_factory=connection_factory, **kwargs), policy, made)
+        _drive_psycopg2(connection, policy.steps(made.is_target))
+        policy.made[connection] = made
+        return connection
 
     psycopg2._connect = wrapped
 
 
-def _drive_psycopg2(connection: Any, policy: Policy) -> None:
-    if policy.steps is None:
+def _drive_psycopg2(connection: Any, steps: Steps | None) -> None:
+    if steps is None:
         return
     from psycopg2.extensions import cursor as plain_cursor
 
@@ -284,7 +274,7 @@ def _drive_psycopg2(connection: Any, policy: Policy) -> None:
             return cursor.fetchone() if cursor.description else None
 
     try:
-        _drive(policy.steps(), execute)
+        _drive(steps, execute)
         connection.commit()
     except BaseException:
         connection.close()
@@ -299,30 +289,26 @@ def _wrap_asyncpg(asyncpg: Any, policy: Policy) -> None:
 
     @functools.wraps(connect)
     async def wrapped(dsn: str | None = None, **kwargs: Any) -> Any:
-        parameters = _asyncpg_parameters(dsn, kwargs)
-        place = place_of(parameters, os.environ)
-        to_target = policy.route(place, parameters, "asyncpg")
-        if to_target:
-            for name in (
-                "host",
-                "port",
-                "user",
-                "password",
-                "database",
-                "passfile",
-                "ssl",
-                "direct_tls",
-                "service",
-            ):
-                kwargs.pop(name, None)
-            dsn = _asyncpg_dsn(policy.target or {})
-        connection = await _retry_async(lambda: connect(dsn, **kwargs), policy, to_target)
-        if to_target:
-            await _drive_asyncpg(connection, policy)
-        return policy.note(connection, place, "asyncpg", to_target)
+        made, target = policy.route(_asyncpg_parameters(dsn, kwargs), "asyncpg")
+        if target is not None:
+            kwargs = {name: value for name, value in kwargs.items() if name not in _ASYNCPG_REPLACED}
+            dsn = _asyncpg_dsn(target)
+        connection = await _retry_async(lambda: connect(dsn, **kwargs), policy, made)
+        await _drive_asyncpg(connection, policy.steps(made.is_target))
+        policy.made[connection] = made
+        return connection
 
     asyncpg.connect = wrapped
     asyncpg.connection.connect = wrapped
+
+
+_ASYNCPG_REPLACED = frozenset(
+    ["host", "port", "user", "password", "database", "passfile", "ssl", "direct_tls", "service", "servicefile"]
+)
+#: What asyncpg reads in a dsn as libpq does; `options` it hands to the server as it is.
+_ASYNCPG_KNOWN = frozenset(
+    ["host", "port", "dbname", "user", "password", "passfile", "sslmode", "sslcert", "sslkey", "sslrootcert", "options"]
+)
 
 
 def _asyncpg_parameters(dsn: str | None, kwargs: Mapping[str, Any]) -> dict[str, str]:
@@ -347,30 +333,18 @@ def _asyncpg_parameters(dsn: str | None, kwargs: Mapping[str, Any]) -> dict[str,
 
 
 def _asyncpg_dsn(target: Mapping[str, str]) -> str:
-    known = (
-        "host",
-        "port",
-        "dbname",
-        "user",
-        "password",
-        "passfile",
-        "sslmode",
-        "sslcert",
-        "sslkey",
-        "sslrootcert",
-    )
-    return Address({name: target[name] for name in known if name in target}).url()
+    return Address({name: value for name, value in target.items() if name in _ASYNCPG_KNOWN}).url()
 
 
-async def _drive_asyncpg(connection: Any, policy: Policy) -> None:
-    if policy.steps is None:
+async def _drive_asyncpg(connection: Any, steps: Steps | None) -> None:
+    if steps is None:
         return
 
     async def execute(statement: str) -> Any:
         return await connection.fetchrow(statement) if statement else connection.get_server_pid()
 
     try:
-        await _drive_async(policy.steps(), execute)
+        await _drive_async(steps, execute)
     except BaseException:
         await connection.close()
         raise
@@ -379,8 +353,10 @@ async def _drive_asyncpg(connection: Any, policy: Policy) -> None:
 # --- what all of them share --------------------------------------------------------------------------------------
 
 
-def _retargeted(parameters: Mapping[str, str], target: Mapping[str, str]) -> dict[str, str]:
+def _retargeted(parameters: Mapping[str, str], target: Mapping[str, str] | None) -> dict[str, str]:
     """Replace host, port, database, credentials and TLS; options and everything else stay."""
+    if target is None:
+        return dict(parameters)
     kept = {name: value for name, value in parameters.items() if name not in REPLACED}
     return {**kept, **{name: value for name, value in target.items() if name in REPLACED or name not in kept}}
 
@@ -406,19 +382,19 @@ async def _drive_async(steps: Steps, execute: Callable[[str], Any]) -> None:
         row = await execute(statement)
 
 
-def _retry(connect: Callable[[], Any], policy: Policy, to_target: bool) -> Any:
+def _retry(connect: Callable[[], Any], policy: Policy, made: Made) -> Any:
     """Connect to the target again while waiting may help, as in a stampede (53300)."""
     deadline = time.monotonic() + policy.connect_timeout
     while True:
         try:
             return connect()
         except Exception as error:
-            if not to_target or not _may_pass(error) or time.monotonic() > deadline:
+            if not made.is_target or not _may_pass(error) or time.monotonic() > deadline:
                 raise
         time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - jitter
 
 
-async def _retry_async(connect: Callable[[], Any], policy: Policy, to_target: bool) -> Any:
+async def _retry_async(connect: Callable[[], Any], policy: Policy, made: Made) -> Any:
     import asyncio
 
     deadline = time.monotonic() + policy.connect_timeout
@@ -426,7 +402,7 @@ async def _retry_async(connect: Callable[[], Any], policy: Policy, to_target: bo
         try:
             return await connect()
         except Exception as error:
-            if not to_target or not _may_pass(error) or time.monotonic() > deadline:
+            if not made.is_target or not _may_pass(error) or time.monotonic() > deadline:
                 raise
         await asyncio.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - jitter
 

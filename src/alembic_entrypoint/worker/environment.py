@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,12 +20,14 @@ from alembic.script import Script, ScriptDirectory
 from alembic.script.revision import RevisionMap
 from sqlalchemy import text
 
-from alembic_entrypoint.bytecode import remove_stale
 from alembic_entrypoint.address import NotAnAddress, Place, parse
+from alembic_entrypoint.bytecode import remove_stale
 from alembic_entrypoint.worker.connections import Made, Policy
 from alembic_entrypoint.worker.messages import Message, Request
 
 LEDGER_SCHEMA = "alembic_entrypoint"
+#: Where paths are shown from; env.py may go elsewhere.
+_FOLDER = os.getcwd()
 
 
 class Unusable(Exception):
@@ -39,7 +42,7 @@ class Environment:
         self.request = request
         self.connections = connections
         self.config = _configuration(request)
-        self.configured_place = _place_in(self.config)
+        self.configured_place, self.configured_url = _configured(self.config)
         if request.is_given and request.parameters is not None:
             _set_url(self.config, request)
         try:
@@ -75,7 +78,7 @@ class Environment:
                 "depends_on": _words(self._resolved(each.dependencies)),
                 "replaces": _words(getattr(each.module, "replaces", None)),
                 "oldest_compatible": getattr(each.module, "oldest_compatible", None),
-                "path": os.path.relpath(each.path),
+                "path": shown(each.path),
                 "doc": each.doc or "",
             }
             for each in self.scripts
@@ -112,7 +115,11 @@ class Environment:
         )
         environment.configure = self._examining(environment.configure)  # type: ignore[method-assign]
         with environment:
-            self.script.run_env()
+            try:
+                self.script.run_env()
+            except SystemExit as error:
+                if not reached or error.code not in (None, 0):
+                    raise
         if not reached and not options.get("as_sql"):
             raise Unusable("env.py ended without calling context.run_migrations()")
 
@@ -213,7 +220,9 @@ def _configuration(request: Request) -> Config:
         arguments += ["-x", each]
     command = ["upgrade", request.target] + (["--sql"] if request.order == "sql" else [])
     line = CommandLine(prog="alembic")
-    options = line.parser.parse_args(arguments + command)
+    # What env.py, or a settings library in it, reads of the command line is Alembic's, too.
+    sys.argv = ["alembic", *arguments, *command]
+    options = line.parser.parse_args(sys.argv[1:])
     files: dict[str, Any]
     if hasattr(line, "_inis_from_config"):  # from Alembic 1.16 on
         toml, ini = line._inis_from_config(options)
@@ -232,13 +241,18 @@ def _configuration(request: Request) -> Config:
         raise Unusable(f"the Alembic configuration cannot be read: {error}") from error
 
 
-def _place_in(config: Config) -> Place | None:
-    """Name the place of `sqlalchemy.url`, where that is a PostgreSQL URL."""
+def _configured(config: Config) -> tuple[Place | None, str]:
+    """Name the place of `sqlalchemy.url` where that is a PostgreSQL URL, and say what it is, without its secrets."""
     try:
         url = config.get_main_option("sqlalchemy.url")
-        return parse(url).place if url else None
-    except Exception:  # an interpolation that env.py would mend, another database, a placeholder
-        return None
+        if not url:
+            return None, "there is none"
+        place = parse(url).place
+    except NotAnAddress as error:  # another database, a placeholder
+        return None, str(error)
+    except Exception as error:  # an interpolation that env.py would mend
+        return None, f"it cannot be read: {type(error).__name__}"
+    return place, str(place)
 
 
 def _set_url(config: Config, request: Request) -> None:
@@ -271,7 +285,14 @@ def _installed_driver() -> str:
     return next((name for name in ("psycopg", "psycopg2", "asyncpg") if find_spec(name)), "psycopg")
 
 
+def shown(path: str) -> str:
+    """Write a path as it is from where the worker was started."""
+    return os.path.relpath(path, _FOLDER)
+
+
 def _locations(script: ScriptDirectory) -> tuple[str, ...]:
+    # Alembic keeps what it finds at the first look, which in plain Alembic comes after env.py has run.
+    script.__dict__.pop("_version_locations", None)
     return tuple(str(each) for each in script._version_locations)
 
 
@@ -286,7 +307,7 @@ def _collecting(unloadable: list[str]) -> Iterator[None]:
         try:
             loaded: Script | None = original.__func__(cls, *arguments)
         except Exception as error:
-            where = os.path.relpath(os.path.join(*map(str, arguments[1:])))
+            where = shown(os.path.join(*map(str, arguments[1:])))
             unloadable.append(f"{where} does not load: {type(error).__name__}: {error}")
             return None
         return loaded

@@ -14,13 +14,14 @@ READ_ONLY = "25006"
 
 def describe(error: BaseException) -> dict[str, Any]:
     """Give kind, text, SQLSTATE and statement of an error. Kinds: unusable, fence, import, read_only, exit, error."""
-    original = _original(error)
-    sqlstate = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    original, sqlstate = _original(error), _sqlstate(error)
     return {
-        "kind": _kind(error, sqlstate),
+        "kind": _kind(error),
         "error": _text(error, original, sqlstate),
         "sqlstate": sqlstate,
         "statement": getattr(error, "statement", None),
+        # SQLAlchemy's own word for a connection that ended [E7].
+        "is_disconnected": bool(getattr(error, "connection_invalidated", False)),
         "interpreter": sys.executable,
         "traceback": _trace(error),
     }
@@ -49,17 +50,22 @@ def _original(error: BaseException) -> BaseException:
     return cause if cause is not None and getattr(cause, "sqlstate", None) else original
 
 
-def _kind(error: BaseException, sqlstate: str | None) -> str:
+def _sqlstate(error: BaseException) -> str | None:
+    original = _original(error)
+    return getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+
+
+def _kind(error: BaseException) -> str:
     chain: list[BaseException] = []
     each: BaseException | None = error
-    while each is not None and each not in chain:
+    while each is not None and not any(each is known for known in chain):
         chain.append(each)
         each = each.__cause__ or each.__context__
     if any(isinstance(each, FenceError) for each in chain):
         return "fence"
     if type(error).__name__ == "Unusable":
         return "unusable"
-    if sqlstate == READ_ONLY:
+    if any(_sqlstate(each) == READ_ONLY for each in chain):
         return "read_only"
     if isinstance(error, ModuleNotFoundError):
         return "import"
@@ -68,11 +74,18 @@ def _kind(error: BaseException, sqlstate: str | None) -> str:
     return "error"
 
 
+def _words(error: BaseException) -> str:
+    try:
+        return str(error).strip()
+    except Exception:  # somebody's __str__
+        return ""
+
+
 def _text(error: BaseException, original: BaseException, sqlstate: str | None) -> str:
     if isinstance(error, SystemExit):
         return f"env.py ended the interpreter: sys.exit({error.code!r})"
     if sqlstate:
-        return f"{original} (SQLSTATE {sqlstate})".strip()
+        return f"{_words(original)} (SQLSTATE {sqlstate})".strip()
     name = type(original).__name__
-    text = str(original).strip()
+    text = _words(original)
     return text if type(error).__name__ == "Unusable" else f"{name}: {text}" if text else name

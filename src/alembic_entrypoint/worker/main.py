@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import queue
+import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NoReturn, TextIO, cast
 
 from alembic_entrypoint.address import Place
@@ -51,70 +53,77 @@ class Parent:
         try:
             self.at_end()
         finally:
+            if os.getpgrp() == os.getpid():
+                # What a migration forked keeps our sockets, and with them the fence, for as long as it lives.
+                os.killpg(0, signal.SIGKILL)
             os._exit(1)
 
 
 class Work:
     """What happened so far, for the message when something fails."""
 
-    def __init__(self) -> None:
+    def __init__(self, parent: Parent) -> None:
+        self._parent = parent
         self.migration: Message | None = None
         self.finished: list[str] = []
-        self.committed: list[str] = []
-        self.is_partly_committed = False
 
     def commit(self) -> None:
-        """A transaction of the migrations was committed."""
-        self.committed = list(self.finished)
+        """Say, before it is sent, that a transaction of the migrations is about to be committed."""
         current = self.migration["revision"] if self.migration else None
-        self.is_partly_committed = current is not None and current not in self.finished
+        is_partly_committed = current is not None and current not in self.finished
+        self._parent.tell("committing", revisions=self.finished, is_partly_committed=is_partly_committed)
 
 
 def main(reading: int, writing: int) -> NoReturn:
     """Run one request and end."""
+    for descriptor in (reading, writing):
+        os.set_inheritable(descriptor, False)
     parent = Parent(reading, writing)
     threading.Thread(target=parent.listen, daemon=True).start()
     request = Request.decode(parent.words.get())
     policy = connections.Policy(connect_timeout=request.connect_timeout)
     parent.at_end = functools.partial(_cancel_all, policy)
-    work = Work()
+    work = Work(parent)
     try:
         # Everything below imports the user's packages.
         _ORDERS[request.order](request, parent, policy, work)
         parent.tell("done")
     except BaseException as error:  # env.py may raise anything, SystemExit and KeyboardInterrupt included
         parent.tell("failed", **_failure(error, work), places=_places(policy))
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            pass
-    # Threads, loops and exit functions that env.py left behind are not waited for.
+    _end()
+
+
+def _end() -> NoReturn:
+    """End at once: threads, loops and exit functions that env.py left behind are not waited for."""
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        # env.py may have closed or replaced them.
+        with suppress(Exception):
+            stream.flush()  # type: ignore[union-attr]
     os._exit(0)
 
 
 def _ask(request: Request, parent: Parent, policy: connections.Policy, work: Work) -> None:
     """Run env.py until it connects, and tell where to."""
 
-    def asked(place: Place, parameters: Mapping[str, Any], driver: str) -> None:
-        parent.tell("asked", parameters=dict(parameters), driver=driver)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+    def asked(made: connections.Made) -> None:
+        parent.tell("asked", parameters=made.parameters, driver=made.driver)
+        _end()
 
     policy.asked = asked
     connections.install(policy)
     from alembic_entrypoint.worker.environment import Environment, Unusable
 
-    Environment(request, policy).run(lambda recorded, context: [], dont_mutate=True)
+    environment = Environment(request, policy)
+    parent.tell("configured", url=environment.configured_url)
+    environment.run(lambda recorded, context: [], dont_mutate=True)
     raise Unusable("env.py runs the migrations without connecting to PostgreSQL")
 
 
 def _observe(request: Request, parent: Parent, policy: connections.Policy, work: Work) -> None:
     """Look at the migrations and the database; everything is read-only."""
     policy.target = request.parameters if request.is_redirecting else None
-    policy.places = set(request.places) or None
-    policy.steps = connections.read_only_steps
+    policy.places = None if request.is_redirecting and not request.is_learned else set(request.places)
+    policy.steps = lambda _: connections.read_only_steps()
     connections.install(policy)
     from alembic_entrypoint.worker import transactions
     from alembic_entrypoint.worker.environment import Environment, look
@@ -135,32 +144,40 @@ def _observe(request: Request, parent: Parent, policy: connections.Policy, work:
 def _migrate(request: Request, parent: Parent, policy: connections.Policy, work: Work) -> None:
     """Look once more, over the connection that will migrate; wait for the word; then upgrade."""
     assert request.token is not None
-    policy.target = request.parameters
-    policy.places = set(request.places) or None
-    policy.steps = functools.partial(connections.fence_steps, request.token, request.session)
+    token, session = request.token, request.session
+    policy.target = request.parameters if request.is_given else None
+    policy.places = set(request.places)
+    policy.steps = lambda is_target: connections.fence_steps(token, session) if is_target else None
     policy.left_alone = lambda place: parent.tell("left_alone", place=str(place))
     connections.install(policy)
     from alembic_entrypoint.worker import transactions
     from alembic_entrypoint.worker.environment import Environment, Unusable, look
 
-    transactions.keep_fenced(policy, request.token, request.session, work.commit)
+    fence = transactions.Fence(policy, token, session)
+    fence.keep(work.commit)
     environment = Environment(request, policy)
-    if environment.configured_place and policy.places is not None:
+    if environment.configured_place and request.is_given:
         policy.places.add(environment.configured_place)
     parent.tell("loaded", migrations=environment.migrations(), unloadable=environment.unloadable)
 
     def at_migrations(recorded: tuple[str, ...], context: Any) -> list[Any]:
-        if environment.made is None or not environment.made.is_fenced:
-            raise Unusable(f"env.py migrates {environment.made and environment.made.place}, not the target")
+        if environment.made is None or not environment.made.is_target:
+            raise Unusable(
+                f"env.py migrates {environment.made and environment.made.place}, not the target; "
+                "set ALEMBIC_ENTRYPOINT_DATABASE_URL to what it should migrate"
+            )
         parent.tell("observed", **_seen(environment, look(context, recorded)))
+        if request.order == "look":
+            return []
         word = parent.words.get()
         if word["order"] != "upgrade":
             return []
         if not recorded:
             context._ensure_version_table()
         steps = _steps(environment, word["revisions"], recorded)
+        check = functools.partial(fence.check_migration, context.connection)
         context.on_version_apply_callbacks = (*context.on_version_apply_callbacks, _finished(parent, work))
-        return [_watched(step, n, len(steps), parent, work) for n, step in enumerate(steps, 1)]
+        return [_watched(step, n, len(steps), parent, work, check) for n, step in enumerate(steps, 1)]
 
     # With dont_mutate Alembic leaves the version table alone until the parent has decided.
     environment.run(at_migrations, dont_mutate=True)
@@ -168,8 +185,8 @@ def _migrate(request: Request, parent: Parent, policy: connections.Policy, work:
 
 def _sql(request: Request, parent: Parent, policy: connections.Policy, work: Work) -> None:
     """Print what an upgrade would run, without a connection."""
-    policy.target = request.parameters
-    policy.steps = connections.read_only_steps
+    policy.target = request.parameters if request.is_given else None
+    policy.steps = lambda _: connections.read_only_steps()
     connections.install(policy)
     from alembic_entrypoint.worker import transactions
     from alembic_entrypoint.worker.environment import Environment
@@ -214,15 +231,18 @@ def _seen(environment: Any, seen: Message) -> Message:
         "unloadable": environment.unloadable,
         "target_revisions": environment.target_revisions() if "@" in environment.request.target else None,
         "place": _place(made.place) if made else None,
-        "is_target": made.is_target if made else None,
+        "parameters": made.parameters if made else None,
+        "driver": made.driver if made else None,
         "configured_place": _place(environment.configured_place) if environment.configured_place else None,
     }
 
 
-def _watched(step: Any, n: int, of: int, parent: Parent, work: Work) -> Any:
-    """Tell when a migration begins."""
+def _watched(step: Any, n: int, of: int, parent: Parent, work: Work, check: Callable[[], None]) -> Any:
+    """Tell when a migration begins, and check the fence before and after it."""
+    from alembic_entrypoint.worker.environment import shown
+
     run, revision = step.migration_fn, step.revision
-    path = os.path.relpath(revision.path)
+    path = shown(revision.path)
 
     @functools.wraps(run)
     def watched(**keys: Any) -> None:
@@ -234,7 +254,9 @@ def _watched(step: Any, n: int, of: int, parent: Parent, work: Work) -> Any:
             "doc": revision.doc or "",
         }
         parent.tell("started", **work.migration)
+        check()
         run(**keys)
+        check()
 
     step.migration_fn = watched
     return step
@@ -252,12 +274,7 @@ def _failure(error: BaseException, work: Work) -> Message:
     """Describe an error so that the parent can tell it to a person."""
     from alembic_entrypoint.worker import failures
 
-    return {
-        **failures.describe(error),
-        "migration": work.migration,
-        "committed": work.committed,
-        "is_partly_committed": work.is_partly_committed,
-    }
+    return {**failures.describe(error), "migration": work.migration}
 
 
 def _place(place: Place) -> Message:
@@ -283,6 +300,7 @@ def _cancel_all(policy: connections.Policy) -> None:
 _ORDERS: Mapping[str, Callable[[Request, Parent, connections.Policy, Work], None]] = {
     "ask": _ask,
     "observe": _observe,
+    "look": _migrate,
     "migrate": _migrate,
     "sql": _sql,
 }

@@ -40,8 +40,8 @@ SELECT count(*) FILTER (WHERE classid = {LOCK_CLASS} AND objid = {LOCK_A} AND mo
 class Request:
     """What the parent wants of a worker."""
 
-    #: ask: where would env.py connect · observe: look, change nothing · migrate: look, wait for the word, upgrade ·
-    #: sql: print what an upgrade would run
+    #: ask: where would env.py connect · observe: look, change nothing · look: the same under the lock, where env.py
+    #: may write · migrate: look, wait for the word, upgrade · sql: print what an upgrade would run
     order: str
     target: str
     config: str | None = None
@@ -53,9 +53,11 @@ class Request:
     driver: str | None = None
     #: whether a setting named the target, so that `sqlalchemy.url` is set to it
     is_given: bool = False
-    #: whether connections are sent to the target at all
+    #: whether an order to observe sends connections to the target at all
     is_redirecting: bool = True
-    #: places whose connections go to the target besides those that the configuration names
+    #: whether it sends only those to `places` there, because they were learned
+    is_learned: bool = False
+    #: what env.py calls the target
     places: tuple[Place, ...] = ()
     token: int | None = None
     #: settings of every migrating session: name -> value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,9 @@ from sqlalchemy.engine import Connection, Engine
 
 from alembic_entrypoint.worker.connections import FenceError, Policy, setting_statement
 from alembic_entrypoint.worker.messages import HOLDER_CHECK, LOCK_B, LOCK_CLASS
+
+_TIMEOUT = "alembic_entrypoint.lock_timeout"
+_CONCURRENTLY = re.compile(r"\b(INDEX|DETACH)\b.*\bCONCURRENTLY\b", re.IGNORECASE | re.DOTALL)
 
 
 def keep_read_only() -> None:
@@ -21,49 +25,90 @@ def keep_read_only() -> None:
             _execute(connection, "SET TRANSACTION READ ONLY")
 
 
-def keep_fenced(policy: Policy, token: int, session: Mapping[str, str], committed: Callable[[], None]) -> None:
-    """Hold the fence in every transaction, see at each BEGIN that the lock is held, and note each COMMIT.
+class Fence:
+    """The fence as SQLAlchemy's connections hold it, and the timeouts that go with it."""
 
-    The transaction's own share of the fence is there because `DISCARD ALL` and `pg_advisory_unlock_all()` drop the
-    session's. Raises FenceError.
-    """
+    def __init__(self, policy: Policy, token: int, session: Mapping[str, str]) -> None:
+        self._policy = policy
+        self._check = HOLDER_CHECK.replace("%(token)s", str(token))
+        self._session = session
+        #: what a migrating session had set when the first migration began, env.py's own wishes included
+        self._settings: dict[str, str] = {}
 
-    @event.listens_for(Engine, "begin")
-    def begin(connection: Connection) -> None:
-        if _is_target(connection, policy):
-            row = _execute(connection, f"SELECT pg_catalog.pg_try_advisory_xact_lock_shared({LOCK_CLASS}, {LOCK_B})")
-            if not row or not row[0]:
-                raise FenceError("another migrator is at work: the fence could not be taken")
-            row = _execute(connection, HOLDER_CHECK.replace("%(token)s", str(token)))
-            if not row or not row[0]:
-                raise FenceError("the lock is not held any more")
-            if row[1] != session["application_name"]:
-                # RESET ALL and DISCARD ALL take the timeouts with the name.
-                _execute(connection, setting_statement(session))
+    def keep(self, committing: Callable[[], None]) -> None:
+        """Hold it in every transaction from now on, and tell of each COMMIT before it is sent."""
 
-    @event.listens_for(Engine, "before_cursor_execute")
-    def before(connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
-        # With a lock timeout it leaves an INVALID index where it would have been built, at 1 ms for others [R12].
-        if "CONCURRENTLY" in statement.upper() and _is_target(connection, policy):
-            _execute(connection, "SET lock_timeout = 0")
+        @event.listens_for(Engine, "begin")
+        def begin(connection: Connection) -> None:
+            if self._is_target(connection):
+                self.hold(connection)
 
-    @event.listens_for(Engine, "after_cursor_execute")
-    def after(connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
-        if "CONCURRENTLY" in statement.upper() and _is_target(connection, policy):
-            _execute(connection, f"SET lock_timeout = {int(session['lock_timeout'])}")
+        @event.listens_for(Engine, "before_cursor_execute")
+        def before(connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
+            if not self._is_target(connection):
+                return
+            if getattr(connection.connection.dbapi_connection, "autocommit", False):
+                # No transaction holds a share, and what ran before may have dropped the session's.
+                self.hold(connection)
+            if _CONCURRENTLY.search(statement):
+                # With a lock timeout it leaves an INVALID index where it would have been built; without, the others
+                # wait a millisecond [R12].
+                connection.info[_TIMEOUT] = _execute(connection, "SHOW lock_timeout")[0]
+                _execute(connection, "SET lock_timeout = 0")
 
-    @event.listens_for(Engine, "commit")
-    def commit(connection: Connection) -> None:
-        if _is_target(connection, policy):
-            committed()
+        @event.listens_for(Engine, "after_cursor_execute")
+        def after(connection: Connection, *_: Any) -> None:
+            if timeout := connection.info.pop(_TIMEOUT, None):
+                _execute(connection, f"SET lock_timeout = '{timeout}'")
+
+        @event.listens_for(Engine, "commit")
+        def commit(connection: Connection) -> None:
+            if self._is_target(connection):
+                committing()
+
+    def hold(self, connection: Connection) -> None:
+        """Take a share for session and transaction, *then* see that the lock is held. Raises FenceError.
+
+        `DISCARD ALL` and `pg_advisory_unlock_all()` drop the session's share, a rollback or commit the transaction's.
+        """
+        lock = f"({LOCK_CLASS}, {LOCK_B})"
+        shares = f"pg_catalog.pg_try_advisory_lock_shared{lock}, pg_catalog.pg_try_advisory_xact_lock_shared{lock}"
+        if not all(_execute(connection, f"SELECT {shares}")):
+            raise FenceError("another migrator is at work: the fence could not be taken")
+        row = _execute(connection, self._check)
+        if not row or not row[0]:
+            raise FenceError("the lock is not held any more")
+        if row[1] != self._session["application_name"]:
+            # RESET ALL and DISCARD ALL take the timeouts with the name.
+            _execute(connection, setting_statement(self._session))
+
+    def check_migration(self, connection: Connection) -> None:
+        """Hold the fence before and after a migration, and undo what one before it has set. Raises FenceError."""
+        if not self._is_target(connection) or not connection.in_transaction():
+            return  # the next BEGIN does the same
+        self.hold(connection)
+        names = ", ".join(f"'{name}'" for name in self._session)
+        row = _execute(
+            connection,
+            "SELECT pg_catalog.string_agg(name || '=' || setting, ';') FROM pg_catalog.pg_settings "
+            f"WHERE name IN ({names}) AND context = 'user'",
+        )
+        settings = dict(each.split("=", 1) for each in (row[0] or "").split(";") if "=" in each)
+        self._settings = self._settings or settings
+        changed = {name: value for name, value in self._settings.items() if settings.get(name) != value}
+        for name, value in changed.items():
+            _execute(connection, f"SELECT pg_catalog.set_config('{name}', '{_quoted(value)}', false)")
+
+    def _is_target(self, connection: Connection) -> bool:
+        try:
+            made = self._policy.made.get(connection.connection.driver_connection)
+        except TypeError:
+            return False
+        return made is not None and made.is_target
 
 
-def _is_target(connection: Connection, policy: Policy) -> bool:
-    try:
-        made = policy.made.get(connection.connection.driver_connection)
-    except TypeError:
-        return False
-    return made is not None and made.is_fenced
+def _quoted(text: str) -> str:
+    return text.replace("'", "''")
 
 
 def _execute(connection: Connection, statement: str) -> Any:

@@ -17,7 +17,7 @@ from servers import Database, Server, fresh_database
 IGNORED = (LEDGER, ("public", "alembic_version"))
 
 
-@pytest.fixture(scope="session", params=[16, 18, *(pytest.param(major, marks=pytest.mark.extra) for major in (13, 15))])
+@pytest.fixture(scope="session", params=[18, *(pytest.param(major, marks=pytest.mark.extra) for major in (13, 15, 16))])
 def server(request: pytest.FixtureRequest) -> Server:
     found: Server = request.getfixturevalue(f"pg{request.param}")
     return found

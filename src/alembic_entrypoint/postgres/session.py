@@ -1,0 +1,46 @@
+"""The settings of our own sessions: what keeps a lock, and how the server notices that its client is gone.
+
+An administrator's timeouts on role or database would end a session that only holds a lock [E7, H11], and a server
+that is not told to look notices a dead client's socket after two hours [H8] and its running statement never [E5].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import psycopg
+
+#: For every session of ours on the target. Milliseconds, but for the keepalives, which are seconds.
+ALIVE: Mapping[str, str] = {
+    "idle_session_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "transaction_timeout": "0",
+    "client_connection_check_interval": "1000",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "25000",
+}
+#: For the session that holds the lock.
+SESSION: Mapping[str, str] = {**ALIVE, "statement_timeout": "0", "lock_timeout": "0"}
+
+_SET = (
+    "SELECT pg_catalog.count(pg_catalog.set_config(s.name, v.value, false)) FROM pg_catalog.pg_settings AS s "
+    "JOIN unnest(%s::text[], %s::text[]) AS v (name, value) USING (name) WHERE s.context = 'user'"
+)
+
+
+def apply(connection: psycopg.Connection[Any], settings: Mapping[str, str]) -> frozenset[str]:
+    """Set what this server has; give the names that it forbids, as managed services do. Catalog page: pg_settings."""
+    try:
+        connection.execute(_SET, [list(settings), list(settings.values())])
+        return frozenset()
+    except psycopg.OperationalError:
+        raise
+    except psycopg.Error as error:
+        if len(settings) == 1:
+            return frozenset(settings)
+        if connection.closed:
+            raise error
+    return frozenset().union(*(apply(connection, {name: value}) for name, value in settings.items()))

@@ -1,0 +1,131 @@
+"""The four scenarios in which a second lock, checked once, let a dead migrator's worker go on [R7].
+
+A worker whose parent is killed, or whose lock session is terminated, goes on for a moment, here on purpose: it is made
+deaf. It connects late, or anew for each migration, while its successor is already waiting.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from witness import PER_MIGRATION, in_rounds, lines_of, measured, off, recorded, rounds, violations, witnessed
+
+from commands import Running, started
+from projects import Project
+from servers import Database, Server, wait_until
+
+pytestmark = pytest.mark.faults
+
+LATE = """
+import time
+time.sleep(0.2)
+engine = sa.create_engine(op.get_bind().engine.url, poolclass=sa.pool.NullPool)
+with engine.begin() as connection:
+    connection.exec_driver_sql(f"SELECT witness({os.getpid()}, 'late', 0.05)")
+"""
+MakeTree = Callable[[Path], Project]
+End = Callable[[Running, Database], None]
+
+
+def late_connect(folder: Path) -> Project:
+    """Make migrations that open an engine of their own after a while."""
+    made = witnessed(folder, 1, seconds=0.05, env=PER_MIGRATION)
+    for n in range(2, 8):
+        made.add(f"r{n}", LATE, down=f"r{n - 1}", head="import os")
+    return made
+
+
+def null_pool(folder: Path) -> Project:
+    """Make migrations that run on a connection of their own each, with none between them."""
+    made = witnessed(folder, 1, seconds=0.05, env=PER_MIGRATION)
+    for n in range(2, 8):
+        body = f"import time\nfor _ in range(3):\n    time.sleep(0.1)\n    with open_one() as own:\n{NOTED}"
+        made.add(f"r{n}", body, down=f"r{n - 1}", head=f"import os\n{OPEN_ONE}")
+    return made
+
+
+NOTED = "        own.execute(f\"SELECT witness({os.getpid()}, 'anew', 0.05)\")"
+OPEN_ONE = """
+import psycopg
+def open_one():
+    url = op.get_bind().engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    return psycopg.connect(url, autocommit=True)
+"""
+
+
+def kill_parent(run: Running, database: Database) -> None:
+    run.signal(signal.SIGKILL)
+
+
+def terminate_lock_session(run: Running, database: Database) -> None:
+    database.query(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND application_name LIKE '%% locking %%'",
+    )
+
+
+def one_round(tree: Project, database: Database, end: End, env: dict[str, str]) -> int:
+    """End the first migrator at some moment, while a second one waits to take over; give its exit code."""
+    env = {"DATABASE_URL": database.url, "ALEMBIC_ENTRYPOINT_LOCK_WAIT": "30", **env}
+    with (
+        started(tree.folder, "migrate", env=env, name=f"{database.name}-first") as first,
+        started(tree.folder, "migrate", env=env, name=f"{database.name}-second") as second,
+    ):
+        runs = [first, second]
+        wait_until(lambda: any(run.has("lock.acquired") for run in runs), 60)
+        holder, successor = sorted(runs, key=lambda run: not run.has("lock.acquired"))
+        moment = random.randrange(20)
+        wait_until(lambda: len(lines_of(database)) > moment or not is_going(holder), 60)
+        end(holder, database)
+        holder.end(60)
+        return successor.end(60).code
+
+
+def is_going(run: Running) -> bool:
+    return run.process.poll() is None
+
+
+SCENARIOS = [
+    pytest.param(tree, end, id=f"{tree.__name__}-{end.__name__}")
+    for tree in (late_connect, null_pool)
+    for end in (kill_parent, terminate_lock_session)
+]
+
+
+@pytest.mark.parametrize(("make_tree", "end"), SCENARIOS)
+def test_no_statement_of_the_old_worker_after_its_successor_began(
+    tmp_path: Path, watched_server: Server, make_tree: MakeTree, end: End
+) -> None:
+    tree = make_tree(tmp_path)
+    deaf = off(tmp_path, "hearing", "watching", "patience")
+
+    def round_of(database: Database, n: int) -> int:
+        code = one_round(tree, database, end, deaf if n % 2 else {})
+        assert violations(database) == []
+        # 75: the session that was terminated was the successor's own, which had just taken the lock.
+        assert code in (0, 75)
+        assert code == 75 or recorded(database) == ["r7"]
+        return len(lines_of(database))
+
+    seen = in_rounds(rounds(200), round_of, watched_server)
+    measured(
+        "R7", scenario=f"{make_tree.__name__}, {end.__name__}", rounds=len(seen), statements=sum(seen), violations=0
+    )
+
+
+@pytest.mark.parametrize(("make_tree", "end"), SCENARIOS)
+def test_without_the_fence_it_is_seen(tmp_path: Path, watched_server: Server, make_tree: MakeTree, end: End) -> None:
+    tree = make_tree(tmp_path)
+    bare = off(tmp_path, "fence", "hearing", "watching", "patience")
+
+    def round_of(database: Database, n: int) -> bool:
+        one_round(tree, database, end, bare)
+        return bool(violations(database))
+
+    seen = in_rounds(4, round_of, watched_server)
+    measured("R7 without the fence", rounds=len(seen), violated=sum(seen))
+    assert any(seen)

@@ -1,0 +1,295 @@
+"""The server goes away: restarts, terminated sessions, a standby that is promoted, an administrator's timeouts."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from witness import (
+    FUNCTIONS,
+    PER_MIGRATION,
+    SETTINGS,
+    has_witness,
+    in_rounds,
+    measured,
+    off,
+    recorded,
+    violations,
+    witnessed,
+)
+
+from commands import Running, started
+from projects import Project
+from servers import Database, Server, fresh_database, own_server, standby_of, wait_until
+
+pytestmark = pytest.mark.faults
+
+LOCK_SESSION = "alembic-entrypoint locking%"
+WORKER_SESSION = "alembic-entrypoint migrating%"
+#: What the promise says, and a moment for a busy machine's process to end.
+NOTICED, ENDED = 2.0, 1.5
+
+
+def terminate(database: Database, name: str) -> None:
+    database.query(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND application_name LIKE %s",
+        name,
+    )
+
+
+def test_a_terminated_lock_session_cancels_the_worker_and_ends_with_75(tmp_path: Path, watched: Database) -> None:
+    tree = witnessed(tmp_path, 2, seconds=20)
+    with started(tree.folder, "run", "echo", "the app", env={"DATABASE_URL": watched.url}) as run:
+        wait_until(lambda: has_witness(watched, "r1"), 60)
+        terminate(watched, LOCK_SESSION)
+        began = time.monotonic()
+        result = run.end(20)
+        elapsed = time.monotonic() - began
+    assert (result.code, result.stdout) == (75, ""), result.stderr
+    assert result.named("lock.lost")
+    assert elapsed < NOTICED + ENDED
+    assert watched.query("SELECT to_regclass('t1')") == [(None,)]
+    measured("Lock session terminated", until_the_end=round(elapsed, 2))
+
+
+def test_unwatched_a_terminated_lock_session_is_not_noticed(tmp_path: Path, watched: Database) -> None:
+    tree = witnessed(tmp_path, 1, seconds=6)
+    env = {"DATABASE_URL": watched.url, **off(tmp_path, "watching")}
+    with started(tree.folder, "migrate", env=env) as run:
+        wait_until(lambda: has_witness(watched, "r1"), 60)
+        terminate(watched, LOCK_SESSION)
+        began = time.monotonic()
+        run.end(30)
+    assert time.monotonic() - began > NOTICED + ENDED
+
+
+def test_a_lost_lock_after_something_was_committed_ends_with_1(tmp_path: Path, watched: Database) -> None:
+    tree = witnessed(tmp_path, 2, seconds=1, env=PER_MIGRATION)
+    with started(tree.folder, "migrate", env={"DATABASE_URL": watched.url}) as run:
+        wait_until(lambda: has_witness(watched, "r2"), 60)
+        terminate(watched, LOCK_SESSION)
+        result = run.end(20)
+    assert result.code == 1, result.stderr
+    assert "may be committed: r1" in result.message
+    assert recorded(watched) == ["r1"]
+
+
+def test_a_terminated_worker_session_ends_with_75_and_the_database_as_before(tmp_path: Path, watched: Database) -> None:
+    tree = witnessed(tmp_path, 2, seconds=20)
+    with started(tree.folder, "migrate", env={"DATABASE_URL": watched.url}) as run:
+        wait_until(lambda: has_witness(watched, "r1"), 60)
+        terminate(watched, WORKER_SESSION)
+        result = run.end(20)
+    assert result.code == 75, result.stderr
+    assert "as before" in result.message
+    assert watched.query("SELECT to_regclass('t1')") == [(None,)]
+
+
+Moment = Callable[[Running, Database], bool]
+MOMENTS: dict[str, Moment] = {
+    "waiting": lambda run, _: run.process.poll() is None,
+    "observing": lambda run, _: run.has("server.examined"),
+    "locked": lambda run, _: run.has("lock.acquired"),
+    "migrating": lambda run, database: has_witness(database, "r1"),
+    "between migrations": lambda run, _: run.has("migration.finished"),
+}
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_restart_of_the_server_is_survived_or_ends_cleanly(tmp_path: Path, moment: str, mode: str) -> None:
+    tree = witnessed(tmp_path, 3, seconds=0.3, env=PER_MIGRATION)
+    with own_server(18, SETTINGS) as server:
+        database = Database(server, "postgres")
+        database.execute(FUNCTIONS)
+        with started(tree.folder, "migrate", env={"DATABASE_URL": database.url}) as run:
+            wait_until(lambda: MOMENTS[moment](run, database), 60)
+            server.stop(mode)
+            server.start()
+            result = run.end(60)
+        codes = {"waiting": {0}, "between migrations": {1}}.get(moment, {0, 1, 75})
+        assert result.code in codes, result.stderr
+        assert run.process.poll() is not None
+        with started(tree.folder, "migrate", env={"DATABASE_URL": database.url}, name="again") as again:
+            assert again.end(60).code == 0
+        assert recorded(database) == ["r3"]
+        assert violations(database) == []
+
+
+def test_a_standby_is_waited_for_until_it_is_promoted(tmp_path: Path) -> None:
+    tree = witnessed(tmp_path, 1, seconds=0)
+    with own_server(18, SETTINGS) as primary:
+        primary.execute(FUNCTIONS)
+        with standby_of(primary) as standby:
+            wait_until(lambda: standby.query("SELECT count(*) FROM pg_proc WHERE proname = 'witness'") == [(1,)])
+            with started(tree.folder, "run", "echo", "the app", env={"DATABASE_URL": standby.url}) as run:
+                wait_until(lambda: any("standby" in each.get("reason", "") for each in run.events), 30)
+                assert not run.has("server.examined")
+                primary.stop("immediate")
+                standby.promote()
+                result = run.end(60)
+            assert (result.code, result.stdout) == (0, "the app\n"), result.stderr
+            assert recorded(Database(standby, "postgres")) == ["r1"]
+
+
+TIMEOUTS = (
+    "statement_timeout",
+    "lock_timeout",
+    "idle_session_timeout",
+    "idle_in_transaction_session_timeout",
+    "transaction_timeout",
+)
+
+
+def impatient(database: Database) -> None:
+    """Set every timeout of a second that an administrator can, on role and database."""
+    for name in TIMEOUTS:
+        database.execute(f"ALTER DATABASE {database.name} SET {name} = '1s'")
+
+
+def wait_in_line(tree: Project, database: Database, env: dict[str, str]) -> tuple[int, int]:
+    """Let one wait while another holds the lock for longer than the timeouts; give how both ended."""
+    env = {"DATABASE_URL": database.url, **env}
+    with started(tree.folder, "migrate", env=env, name="first") as first:
+        wait_until(lambda: first.has("lock.acquired"), 60)
+        with started(tree.folder, "migrate", env=env, name="second") as second:
+            return first.end(60).code, second.end(60).code
+
+
+# Python sleeps while the lock's session is idle, and the migrating one in its transaction.
+IDLE = "import time\ntime.sleep(3)\nop.execute('SELECT pg_sleep(2)')\nop.execute('CREATE TABLE t1 ()')"
+
+
+def test_an_administrators_timeouts_end_neither_lock_nor_wait(tmp_path: Path, watched: Database) -> None:
+    tree = witnessed(tmp_path, 0)
+    tree.add("r1", IDLE)
+    impatient(watched)
+    assert wait_in_line(tree, watched, {}) == (0, 0)
+    assert recorded(watched) == ["r1"]
+
+
+def test_without_our_own_timeouts_the_administrators_end_the_lock(tmp_path: Path, watched: Database) -> None:
+    tree = witnessed(tmp_path, 0)
+    tree.add("r1", IDLE)
+    impatient(watched)
+    place = tmp_path / "bare"
+    place.mkdir()
+    (place / "sitecustomize.py").write_text(
+        "from alembic_entrypoint import act, lock\nlock.SESSION = {'lock_timeout': '0'}\nact.ALIVE = {}\n"
+    )
+    assert wait_in_line(tree, watched, {"PYTHONPATH": str(place)}) != (0, 0)
+
+
+BLOCKED = "op.execute('ALTER TABLE busy ADD COLUMN more int')"
+
+
+def test_a_blocked_migration_is_retried_and_names_who_blocks_it(tmp_path: Path, watched: Database) -> None:
+    tree = witnessed(tmp_path, 1, seconds=0)
+    tree.add("r2", BLOCKED, down="r1")
+    watched.execute("CREATE SCHEMA app; CREATE TABLE app.busy (id int)")
+    watched.execute(f"ALTER DATABASE {watched.name} SET search_path = app, public")
+    env = {
+        "DATABASE_URL": watched.url,
+        "ALEMBIC_ENTRYPOINT_DDL_LOCK_TIMEOUT": "1.5",
+        "ALEMBIC_ENTRYPOINT_IGNORE": "app.busy",
+    }
+    with watched.connect(application_name="a long report") as report, started(tree.folder, "migrate", env=env) as run:
+        report.execute("BEGIN; SELECT * FROM app.busy")
+        wait_until(lambda: run.has("migration.retried"), 30)
+        # While it queues it stalls the others no longer than the timeout; between tries, not at all.
+        began = time.monotonic()
+        watched.execute("INSERT INTO app.busy VALUES (1)")
+        assert time.monotonic() - began < 1.5 + 0.5
+        report.execute("COMMIT")
+        result = run.end(60)
+    assert result.code == 0, result.stderr
+    assert "'a long report'" in result.named("migration.blocked")[0]["blocker"]
+    assert "'a long report'" in result.named("migration.retried")[0]["blocker"]
+
+
+def test_when_the_retries_are_used_up_it_ends_with_75_naming_the_blocker(tmp_path: Path, watched: Database) -> None:
+    tree = witnessed(tmp_path, 1, seconds=0)
+    tree.add("r2", BLOCKED, down="r1")
+    watched.execute("CREATE TABLE busy (id int)")
+    env = {
+        "DATABASE_URL": watched.url,
+        "ALEMBIC_ENTRYPOINT_DDL_LOCK_TIMEOUT": "1.2",
+        "ALEMBIC_ENTRYPOINT_DDL_RETRIES": "0",
+        "ALEMBIC_ENTRYPOINT_IGNORE": "public.busy",
+    }
+    with watched.connect(application_name="a long report") as report, started(tree.folder, "migrate", env=env) as run:
+        report.execute("BEGIN; SELECT * FROM busy")
+        result = run.end(60)
+    assert result.code == 75, result.stderr
+    assert "It was blocked by pid" in result.message
+    assert "'a long report'" in result.message
+    assert watched.query("SELECT to_regclass('alembic_version')") == [(None,)]
+
+
+def test_a_replica_that_gives_up_names_the_holder_and_how_to_end_it(tmp_path: Path, watched: Database) -> None:
+    tree = witnessed(tmp_path, 1, seconds=60)
+    env = {"DATABASE_URL": watched.url, "ALEMBIC_ENTRYPOINT_IMAGE": "v7"}
+    with started(tree.folder, "migrate", env=env, name="first") as first:
+        wait_until(lambda: has_witness(watched, "r1"), 60)
+        with started(
+            tree.folder, "migrate", env={**env, "ALEMBIC_ENTRYPOINT_LOCK_WAIT": "13"}, name="second"
+        ) as second:
+            result = second.end(60)
+        assert any(each.get("statement_age") for each in first.events if each["event"] == "migration.running")
+    assert result.code == 75
+    pid = re.search(r"SELECT pg_terminate_backend\((\d+)\);", result.message)
+    assert pid, result.message
+    assert f"pid {pid[1]} 'alembic-entrypoint locking " in result.message
+    assert " v7'" in result.message
+    assert len(result.named("lock.waiting")) == 2, "once for the holder, and again after ten seconds"
+
+
+def test_a_replica_with_nothing_to_do_starts_while_another_migrates(tmp_path: Path, watched: Database) -> None:
+    old = witnessed(tmp_path / "old", 1, seconds=0)
+    new = witnessed(tmp_path / "new", 2, seconds=0)
+    new.add("r3", "op.execute(f\"SELECT witness({__import__('os').getpid()}, 'r3', 30)\")", down="r2")
+    env = {"DATABASE_URL": watched.url}
+    with started(old.folder, "migrate", env=env) as run:
+        assert run.end(60).code == 0
+    with started(new.folder, "migrate", env=env):
+        wait_until(lambda: has_witness(watched, "r3"), 60)
+        with started(old.folder, "run", "echo", "the app", env=env, name="again") as run:
+            result = run.end(20)
+    assert (result.code, result.stdout) == (0, "the app\n")
+
+
+def test_two_replicas_do_not_take_the_lock_in_turn(tmp_path: Path, watched_server: Server) -> None:
+    tree = witnessed(tmp_path, 2, seconds=0.3)
+
+    def round_of(database: Database, n: int) -> int:
+        env = {"DATABASE_URL": database.url}
+        with (
+            started(tree.folder, "migrate", env=env, name=f"{database.name}-0") as first,
+            started(tree.folder, "migrate", env=env, name=f"{database.name}-1") as second,
+        ):
+            results = [first.end(60), second.end(60)]
+        assert [each.code for each in results] == [0, 0]
+        return sum(bool(each.named("lock.acquired")) for each in results)
+
+    assert in_rounds(3, round_of, watched_server) == [1, 1, 1]
+
+
+def test_an_interrupted_build_is_named_by_the_failure(tmp_path: Path) -> None:
+    tree = witnessed(tmp_path, 1, seconds=0)
+    build = """
+op.execute("CREATE TABLE twice AS SELECT 1 AS id UNION ALL SELECT 1")
+with op.get_context().autocommit_block():
+    op.execute("CREATE UNIQUE INDEX CONCURRENTLY twice_id ON twice (id)")
+"""
+    tree.add("r2", build, down="r1")
+    with own_server(18, SETTINGS) as server, fresh_database(server) as database:
+        database.execute(FUNCTIONS)
+        for name in ("first", "again"):
+            with started(tree.folder, "migrate", env={"DATABASE_URL": database.url}, name=name) as run:
+                result = run.end(60)
+            assert result.code == 1
+            assert "DROP INDEX CONCURRENTLY public.twice_id;" in result.message

@@ -1,0 +1,163 @@
+"""SIGTERM and SIGINT at every moment, on three drivers, also while the server is frozen: out within two seconds."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from witness import FUNCTIONS, SETTINGS, has_witness, measured, recorded, rounds, sessions, witnessed
+
+from commands import Running, started
+from projects import ENV, Project
+from servers import Database, Server, is_running, own_server, processes_of, wait_until
+
+pytestmark = pytest.mark.faults
+
+ASYNC_ENV = """
+import asyncio
+from alembic import context
+from sqlalchemy import pool
+from sqlalchemy.ext.asyncio import create_async_engine
+
+
+def run(connection):
+    context.configure(connection=connection)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+async def run_online():
+    engine = create_async_engine(context.config.get_main_option("sqlalchemy.url"), poolclass=pool.NullPool)
+    async with engine.connect() as connection:
+        await connection.run_sync(run)
+
+
+asyncio.run(run_online())
+"""
+DRIVERS = ("psycopg", "psycopg2", "asyncpg")
+LIMIT = 2.0
+
+
+def tree_on(driver: str, folder: Path) -> Project:
+    """Make two migrations of which the second takes half a minute."""
+    made = witnessed(folder, 1, env=ASYNC_ENV if driver == "asyncpg" else ENV, seconds=0.05)
+    # One statement that says nothing for long, as most do: the driver waits in C.
+    slow = "op.execute(f\"SELECT witness({os.getpid()}, 'slow')\")\nop.execute('SELECT pg_sleep(30)')"
+    made.add("r2", slow, down="r1", head="import os")
+    return made
+
+
+def address(database: Database, driver: str) -> dict[str, str]:
+    return {"DATABASE_URL": database.url.replace("postgresql://", f"postgresql+{driver}://")}
+
+
+def seconds_to_end(run: Running, signum: int) -> tuple[float, int]:
+    """Send a signal; give the seconds until the end, and the code."""
+    began = time.monotonic()
+    run.signal(signum)
+    code = run.process.wait(30)
+    return time.monotonic() - began, code
+
+
+def moment_of(run: Running, database: Database) -> str:
+    """Wait for some moment of a run; give its name."""
+    if random.random() < 0.5:
+        begun = server_log(database).count(" slow")
+        wait_until(lambda: server_log(database).count(" slow") > begun, 60)
+        return "in a statement"
+    began, length = time.monotonic(), random.uniform(0.25, 3.0)
+    wait_until(lambda: time.monotonic() - began > length, 10)
+    return run.events[-1]["event"] if run.events else "starting"
+
+
+def server_log(database: Database) -> str:
+    assert isinstance(database.server, Server)
+    return database.server.log
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_signal_ends_everything_within_two_seconds(tmp_path: Path, watched: Database, driver: str) -> None:
+    tree = tree_on(driver, tmp_path)
+    longest, moments = 0.0, []
+    for n in range(rounds(40, 4)):
+        signum = (signal.SIGTERM, signal.SIGINT)[n % 2]
+        with started(tree.folder, "run", "sleep", "60", env=address(watched, driver)) as run:
+            moments.append(moment_of(run, watched))
+            family = processes_of(run.pid)
+            elapsed, code = seconds_to_end(run, signum)
+            # Before the first line of ours is run Python has no handler, and nothing has been begun.
+            assert code == 128 + signum or (code, moments[-1]) == (-signum, "starting"), run.log.read_text()
+            assert elapsed < LIMIT, (moments[-1], elapsed)
+            wait_until(lambda: not sessions(watched), 3, what="no session is left")
+            assert not any(is_running(pid) for pid in family)
+        assert watched.query("SELECT to_regclass('t1')") == [(None,)]
+        longest = max(longest, elapsed)
+    measured("Signals", driver=driver, rounds=len(moments), longest=round(longest, 2), moments=sorted(set(moments)))
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_signal_ends_everything_while_the_server_is_frozen(tmp_path: Path, driver: str) -> None:
+    tree = tree_on(driver, tmp_path)
+    longest = 0.0
+    with own_server(18, SETTINGS) as server:
+        database = Database(server, "postgres")
+        database.execute(FUNCTIONS)
+        for _ in range(rounds(10, 2)):
+            with started(tree.folder, "migrate", env=address(database, driver)) as run:
+                begun = server.log.count("slow")
+                wait_until(lambda begun=begun: server.log.count("slow") > begun, 60)  # type: ignore[misc]
+                family = processes_of(run.pid)
+                server.freeze()
+                try:
+                    elapsed, code = seconds_to_end(run, signal.SIGTERM)
+                    assert (code, elapsed < LIMIT) == (143, True), elapsed
+                    assert not any(is_running(pid) for pid in family)
+                finally:
+                    server.thaw()
+            wait_until(lambda: not sessions(database), 5, what="no session is left once the server runs again")
+            assert database.query("SELECT to_regclass('alembic_version')") == [(None,)]
+            longest = max(longest, elapsed)
+    measured("Signals, server frozen", driver=driver, longest=round(longest, 2))
+
+
+def test_without_the_timer_a_frozen_server_is_waited_for(tmp_path: Path) -> None:
+    tree = tree_on("psycopg", tmp_path)
+    without = {"PYTHONPATH": str(tmp_path / "slow")}
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(
+        "from alembic_entrypoint import boundary\nboundary.LIMIT = 60.0\n"
+    )
+    with own_server(18, SETTINGS) as server:
+        database = Database(server, "postgres")
+        database.execute(FUNCTIONS)
+        with started(tree.folder, "migrate", env={**address(database, "psycopg"), **without}) as run:
+            wait_until(lambda: "slow" in server.log, 60)
+            server.freeze()
+            try:
+                run.signal(signal.SIGTERM)
+                with pytest.raises(Exception, match="timed out"):
+                    run.process.wait(LIMIT + 0.5)
+            finally:
+                server.thaw()
+
+
+def test_a_cancelled_concurrent_build_is_named_by_the_next_start(tmp_path: Path, watched: Database) -> None:
+    tree = witnessed(tmp_path, 1, seconds=0.0)
+    build = """
+with op.get_context().autocommit_block():
+    op.execute("CREATE TABLE IF NOT EXISTS big AS SELECT generate_series(1, 2000) AS id")
+    op.execute(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS big_id ON big (slow(id, {os.getpid()}))")
+"""
+    tree.add("r2", build, down="r1", head="import os")
+    with started(tmp_path, "migrate", env={"DATABASE_URL": watched.url}) as run:
+        wait_until(lambda: has_witness(watched, "concurrently"), 60)
+        elapsed, code = seconds_to_end(run, signal.SIGTERM)
+    assert (code, elapsed < LIMIT) == (143, True)
+    wait_until(lambda: not sessions(watched), 3)
+    with started(tmp_path, "migrate", env={"DATABASE_URL": watched.url}) as run:
+        result = run.end(60)
+    assert "DROP INDEX CONCURRENTLY public.big_id;" in result.stderr
+    assert recorded(watched) == ["r2"], result.stderr

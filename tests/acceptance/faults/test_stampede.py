@@ -1,0 +1,89 @@
+"""A hundred replicas at once on an empty database that has room for twenty-five sessions."""
+
+from __future__ import annotations
+
+import resource
+import threading
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+from witness import FUNCTIONS, SETTINGS, measured, off, recorded, rounds, violations, witnessed
+
+from commands import Result, started
+from projects import Project
+from servers import Database, fresh_database, own_server
+
+pytestmark = pytest.mark.faults
+
+REPLICAS = 100
+
+
+class Peak:
+    """The most sessions of ours at one time, counted from outside over one session that was there before."""
+
+    def __init__(self, database: Database) -> None:
+        self._connection = database.connect(application_name="the test's own")
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._count)
+        self.sessions = 0
+
+    def _count(self) -> None:
+        while not self._over.wait(0.02):
+            row = self._connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+                "AND pid <> pg_backend_pid() AND application_name LIKE 'alembic-entrypoint%'"
+            ).fetchone()
+            self.sessions = max(self.sessions, row[0] if row else 0)
+
+    def __enter__(self) -> Peak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        with suppress(psycopg.Error):
+            self._connection.close()
+
+
+def stampede(tree: Project, database: Database, replicas: int, env: dict[str, str]) -> tuple[list[Result], float, int]:
+    """Start them all at once; give how each ended, the seconds until the last was ready, and the peak of sessions."""
+    env = {"DATABASE_URL": database.url, "ALEMBIC_ENTRYPOINT_WAIT_TIMEOUT": "300", **env}
+    began = time.monotonic()
+    with Peak(database) as peak, ExitStack() as stack:
+        runs = [
+            stack.enter_context(started(tree.folder, "run", "true", env=env, name=f"replica-{n}"))
+            for n in range(replicas)
+        ]
+        results = [run.end(400) for run in runs]
+    return results, time.monotonic() - began, peak.sessions
+
+
+def test_one_of_a_hundred_upgrades_and_all_start(tmp_path: Path) -> None:
+    tree = witnessed(tmp_path, 3)
+    with own_server(18, {**SETTINGS, "max_connections": "25"}) as server:
+        for _ in range(rounds(10)):
+            with fresh_database(server) as database:
+                database.execute(FUNCTIONS)
+                before = resource.getrusage(resource.RUSAGE_CHILDREN)
+                results, elapsed, peak = stampede(tree, database, REPLICAS, {})
+                after = resource.getrusage(resource.RUSAGE_CHILDREN)
+                assert [each.code for each in results] == [0] * REPLICAS, next(
+                    each.stderr for each in results if each.code
+                )
+                assert sum(bool(each.named("schema.upgraded")) for each in results) == 1
+                assert recorded(database) == ["r3"]
+                assert violations(database) == []
+                cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+                locks = sum(bool(each.named("lock.acquired")) for each in results)
+                numbers = {"elapsed": round(elapsed, 1), "cpu": round(cpu, 1), "peak_sessions": peak, "locks": locks}
+                measured("Stampede", replicas=REPLICAS, **numbers)
+
+
+def test_without_the_lock_several_migrate_at_once(tmp_path: Path, watched: Database) -> None:
+    tree = witnessed(tmp_path, 3)
+    results, _, _ = stampede(tree, watched, 10, off(tmp_path, "lock"))
+    assert violations(watched) or any(each.code for each in results)

@@ -1,0 +1,198 @@
+"""What the fault tests watch from outside: a server's log, in which every statement of a migration notes its worker.
+
+A log line is written at once and stays when the transaction is rolled back, so it also shows what a dead worker's
+statement still did. `off` switches a protection off, in the processes of one test, to show that it would be missed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeVar
+
+from projects import ENV, Project, project
+from servers import Database, Server, fresh_database
+
+T = TypeVar("T")
+
+#: Also for servers: an idle session must not end the lock's, and every line of the log counts.
+SETTINGS = {"log_line_prefix": "", "max_connections": "200", "log_min_messages": "warning"}
+
+# LOG lines are not transactional. Each slice of the sleep is a line, so that a statement that runs on is seen.
+FUNCTIONS = """
+CREATE FUNCTION witness(worker int, label text, seconds float8 DEFAULT 0) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE ends timestamptz := clock_timestamp() + make_interval(secs => seconds);
+BEGIN
+  RAISE LOG 'witness % % % %', current_database(), worker, pg_backend_pid(), label;
+  WHILE clock_timestamp() < ends LOOP
+    PERFORM pg_sleep(0.01);
+    RAISE LOG 'witness % % % %', current_database(), worker, pg_backend_pid(), label;
+  END LOOP;
+END $$;
+CREATE FUNCTION gate(worker int) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  RAISE LOG 'witness % % % gate', current_database(), worker, pg_backend_pid();
+  WHILE NOT pg_try_advisory_xact_lock_shared(999) LOOP PERFORM pg_sleep(0.01); END LOOP;
+END $$;
+CREATE FUNCTION slow(value int, worker int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$
+BEGIN
+  RAISE LOG 'witness % % % concurrently', current_database(), worker, pg_backend_pid();
+  PERFORM pg_sleep(0.01);
+  RETURN value;
+END $$;
+"""
+# The version table exists before the first migration, so that its recording and commit can be slow and seen.
+SLOW_RECORDING = """
+CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY);
+CREATE FUNCTION recording() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM witness(coalesce(nullif(current_setting('test.worker', true), ''), '0')::int, TG_ARGV[0], 0.1);
+  RETURN NEW;
+END $$;
+CREATE TRIGGER recording BEFORE INSERT OR UPDATE ON alembic_version
+  FOR EACH ROW EXECUTE FUNCTION recording('recording');
+CREATE CONSTRAINT TRIGGER commit AFTER INSERT OR UPDATE ON alembic_version
+  DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION recording('commit');
+"""
+
+PER_MIGRATION = ENV.replace("connection=connection)", "connection=connection, transaction_per_migration=True)")
+
+WITNESS = (
+    "op.execute(f\"SELECT set_config('test.worker', '{{os.getpid()}}', false), witness({{os.getpid()}}, '{}', {})\")"
+)
+
+
+def rounds(full: int, least: int = 1) -> int:
+    """Scale a number of rounds by FAULT_ROUNDS, a tenth unless told."""
+    return max(least, math.ceil(full * float(os.environ.get("FAULT_ROUNDS") or 0.1)))
+
+
+def witnessed(folder: Path, count: int = 3, *, env: str = ENV, seconds: float = 0.15, gated: bool = False) -> Project:
+    """Make a project whose migrations note what they do; `gated`: the first waits until `open_gate`."""
+    made = project(folder, env=env)
+    for n in range(1, count + 1):
+        lines = ['op.execute(f"SELECT gate({os.getpid()})")'] if gated and n == 1 else []
+        lines += [WITNESS.format(f"r{n}", seconds), f"op.execute('CREATE TABLE t{n} (id int PRIMARY KEY)')"]
+        made.add(f"r{n}", "\n".join(lines), down=f"r{n - 1}" if n > 1 else None, head="import os")
+    return made
+
+
+def lines_of(database: Database) -> list[tuple[int, int, str]]:
+    """Read what was noted in one database, in the order in which it happened: worker, backend, label."""
+    server: Any = database.server
+    pattern = rf"witness {re.escape(database.name)} (\d+) (\d+) (\w+)"
+    return [(int(worker), int(backend), label) for worker, backend, label in re.findall(pattern, server.log)]
+
+
+def has_witness(database: Database, label: str) -> bool:
+    return any(line[2] == label for line in lines_of(database))
+
+
+def violations(database: Database) -> list[int]:
+    """Name the workers that did something after another one had begun; none may."""
+    blocks = [worker for worker, _ in groupby(line[0] for line in lines_of(database) if line[0])]
+    return sorted({worker for worker in blocks if blocks.count(worker) > 1})
+
+
+def recorded(database: Database) -> list[str]:
+    return sorted(row[0] for row in database.query("SELECT version_num FROM alembic_version"))
+
+
+def sessions(database: Database) -> list[str]:
+    """Name our sessions that are open in a database."""
+    rows = database.query(
+        "SELECT application_name FROM pg_stat_activity WHERE datname = %s AND application_name LIKE 'alembic-entry%%'",
+        database.name,
+    )
+    return [row[0] for row in rows]
+
+
+#: What each protection is, and how it is taken away.
+OFF: Mapping[str, str] = {
+    "fence": """
+from alembic_entrypoint.worker import connections, transactions
+def no_fence(token, session):
+    yield connections.setting_statement(session)
+connections.fence_steps = no_fence
+transactions.Fence.hold = lambda self, connection: None
+""",
+    "check": """
+from alembic_entrypoint.worker import connections, transactions
+connections.check_steps = lambda token: iter(())
+from alembic_entrypoint.worker import messages
+transactions.HOLDER_CHECK = connections.HOLDER_CHECK = "SELECT true, current_setting('application_name') -- %(token)s"
+""",
+    "lock": """
+from alembic_entrypoint import lock
+lock.LOCK_A = __import__("os").getpid()
+lock._await_fence = lambda *_: None
+lock.HOLDER_CHECK = "SELECT true FROM pg_locks AS l WHERE true"
+from alembic_entrypoint.worker import connections, transactions
+connections.check_steps = lambda token: iter(())
+transactions.HOLDER_CHECK = "SELECT true, current_setting('application_name') -- %(token)s"
+""",
+    # Not a protection but its absence at the worst moment: a worker that does not notice that its parent is gone.
+    "hearing": """
+from alembic_entrypoint.worker import main
+tell = main.Parent.tell
+def tell_nobody(self, said, **keys):
+    try:
+        tell(self, said, **keys)
+    except OSError:
+        pass
+main.Parent.tell = tell_nobody
+main.Parent._end = lambda self: None
+""",
+    "watching": """
+from alembic_entrypoint.lock import Lock
+Lock.check_alive = lambda self: None
+""",
+    # Nor is this: successors that try at every moment.
+    "patience": """
+from alembic_entrypoint import lock
+lock.LONGEST = 0.05
+""",
+    "polling": """
+from alembic_entrypoint import lock
+one, trying = lock._one, "SELECT pg_catalog.pg_try_advisory_lock("
+def blocking(connection, statement, *values):
+    return one(connection, statement.replace(trying, "SELECT true FROM pg_catalog.pg_advisory_lock("), *values)
+lock._one = blocking
+""",
+}
+
+
+def off(folder: Path, *protections: str) -> dict[str, str]:
+    """Give the environment in which these protections are missing."""
+    place = folder / ("without_" + "_".join(protections))
+    place.mkdir(exist_ok=True)
+    guarded = "try:\n{}\nexcept ImportError:\n    pass\n"
+    texts: Iterable[str] = (guarded.format(_indented(OFF[each])) for each in protections)
+    (place / "sitecustomize.py").write_text("\n".join(texts))
+    return {"PYTHONPATH": str(place)}
+
+
+def _indented(text: str) -> str:
+    return "\n".join("    " + line for line in text.strip().splitlines())
+
+
+def measured(name: str, **numbers: object) -> None:
+    """Print what a fault test has counted; shown with `-s`, and by `make faults`."""
+    print(f"\n[{name}] " + " ".join(f"{key}={value}" for key, value in numbers.items()))
+
+
+def in_rounds(total: int, one_round: Callable[[Database, int], T], server: Server, at_once: int = 4) -> list[T]:
+    """Run rounds, some at a time, each in a database of its own; the first that fails fails the test."""
+
+    def in_a_database(n: int) -> T:
+        with fresh_database(server) as database:
+            database.execute(FUNCTIONS)
+            return one_round(database, n)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(in_a_database, range(total)))

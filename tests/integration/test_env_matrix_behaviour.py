@@ -1,0 +1,318 @@
+"""What `env.py` does to its own process: it cannot hurt ours, nor what we say."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from commands import entrypoint, environment, started
+from env_forms import assert_migrated, async_env_py, env_py, ini_with, migrate, recorded, tables, tree_in
+from servers import Database, is_running, wait_until
+
+LOGGING = """
+[loggers]
+keys = root
+[handlers]
+keys = console
+[formatters]
+keys = plain
+[logger_root]
+level = CRITICAL
+handlers = console
+[handler_console]
+class = StreamHandler
+args = (sys.stdout,)
+[formatter_plain]
+format = %(message)s
+"""
+
+
+def test_file_config_that_disables_loggers_silences_none_of_our_events(tmp_path: Path, database: Database) -> None:
+    above = "from logging.config import fileConfig\nfileConfig(config.config_file_name)"
+    tree = tree_in(tmp_path, env_py(above=above), ini=ini_with("x://", LOGGING.replace("%", "%%")))
+    result = migrate(tree, database)
+    assert_migrated(result, database)
+    assert len(result.named("migration.finished")) == 2
+
+
+def test_logging_that_is_disabled_altogether(tmp_path: Path, database: Database) -> None:
+    above = "import logging\nlogging.disable(logging.CRITICAL)\nlogging.shutdown()"
+    result = migrate(tree_in(tmp_path, env_py(above=above)), database)
+    assert_migrated(result, database)
+    assert len(result.named("migration.finished")) == 2
+
+
+def test_print_becomes_log_lines_and_never_reaches_stdout(tmp_path: Path, database: Database) -> None:
+    above = "import sys\nprint('hello', 'from env.py')\nprint('to stderr', file=sys.stderr)"
+    tree = tree_in(tmp_path, env_py(above=above))
+    tree.add("r3", "print('in a migration', flush=True)", down="r2")
+    result = entrypoint("run", "--", "echo", "the app", cwd=tmp_path, env={"DATABASE_URL": database.url})
+    assert (result.code, result.stdout) == (0, "the app\n")
+    lines = [(each["stream"], each["line"]) for each in result.named("worker.output")]
+    # Once, though env.py runs more than once.
+    assert lines.count(("stdout", "hello from env.py")) == 1
+    assert lines.count(("stderr", "to stderr")) == 1
+    assert lines.count(("stdout", "in a migration")) == 1
+
+
+def test_output_that_is_no_text_does_no_harm(tmp_path: Path, database: Database) -> None:
+    above = "os.write(1, b'\\xff\\xfe\\x00{\"said\": \"done\"}\\n'); os.write(2, b'\\x1b[31m' + bytes(range(256)) + b'\\n')"
+    assert_migrated(migrate(tree_in(tmp_path, env_py(above=above)), database), database)
+
+
+@pytest.mark.parametrize("line", ["'x' * 1000", "''"])
+def test_fifty_megabytes_of_output_do_not_grow_our_memory(tmp_path: Path, database: Database, line: str) -> None:
+    # With and without line ends: 50 MB at once, and in lines of 1000 letters.
+    flood = (
+        f"import sys\nfor _ in range(50):\n    sys.stdout.write(({line} + chr(10)) * 1000 if {line} else 'x' * 1000000)"
+    )
+    quiet = peak_memory(tree_in(tmp_path / "quiet", env_py()).folder, database)
+    database.execute("DROP TABLE t1, t2, alembic_version")
+    loud = peak_memory(tree_in(tmp_path / "loud", env_py(above=flood)).folder, database)
+    assert recorded(database) == ["r2"]
+    assert loud < quiet + 8 * 1024, f"{loud} KiB after {quiet} KiB"
+
+
+def peak_memory(folder: Path, database: Database) -> int:
+    """Run `migrate` and give the peak of its own memory, its children's not counted, in KiB."""
+    # wait4 gives the usage of the one process that it waited for and of those that it has waited for; a max is
+    # taken of both, so a worker's own peak would hide ours: the command is asked to report itself.
+    report = (
+        "import resource, sys\n"
+        "from alembic_entrypoint import boundary\n"
+        "from alembic_entrypoint.__main__ import main\n"
+        "end = boundary._end\n"
+        "def reporting(code):\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)\n"
+        "    end(code)\n"
+        "boundary._end = reporting\n"
+        "main()\n"
+    )
+    with (folder / "log").open("w") as log:
+        done = subprocess.run(
+            [sys.executable, "-c", report, "migrate"],
+            cwd=folder,
+            env=environment({"DATABASE_URL": database.url}),
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+    assert done.returncode == 0, (folder / "log").read_text()[-2000:]
+    return int(done.stdout)
+
+
+def test_a_changed_working_directory_changes_nothing_else(tmp_path: Path, database: Database) -> None:
+    tree = tree_in(tmp_path, env_py(above="os.chdir('/')"))
+    tree.write("alembic.ini", ini_with("x://").replace("%(here)s/", ""))
+    result = entrypoint("run", "--", "pwd", cwd=tmp_path, env={"DATABASE_URL": database.url})
+    assert (result.code, result.stdout) == (0, f"{tmp_path}\n")
+    assert [each["path"] for each in result.named("migration.started")] == [
+        "migrations/versions/r1.py",
+        "migrations/versions/r2.py",
+    ]
+    assert recorded(database) == ["r2"]
+
+
+def test_an_environment_that_env_py_changes_is_not_the_apps(tmp_path: Path, database: Database) -> None:
+    tree = tree_in(tmp_path, env_py(above="os.environ['LEAKED'] = '1'; os.environ.pop('PATH'); os.umask(0o777)"))
+    result = entrypoint(
+        "run", "--", "sh", "-c", "echo ${LEAKED-unset}; umask", cwd=tmp_path, env={"DATABASE_URL": database.url}
+    )
+    assert result.stdout.split()[0] == "unset"
+    assert result.stdout.split()[1] != "0777"
+
+
+def test_a_changed_working_directory_and_a_cleared_environment(tmp_path: Path, database: Database) -> None:
+    above = "os.chdir('/'); os.environ.clear()"
+    assert_migrated(migrate(tree_in(tmp_path, env_py(above=above)), database), database)
+
+
+def test_threads_left_behind_are_not_waited_for(tmp_path: Path, database: Database) -> None:
+    after = "import threading\nthreading.Thread(target=threading.Event().wait).start()"
+    assert_migrated(migrate(tree_in(tmp_path, env_py(after=after)), database), database)
+
+
+LEFT_BEHIND = {
+    "a child": "subprocess.Popen(['sleep', '300'])",
+    "a child without pipes of its own": "subprocess.Popen(['sleep', '300'], close_fds=False, stdin=subprocess.DEVNULL)",
+    "a fork": "os.fork() or os.execvp('sleep', ['sleep', '300'])",
+    "a fork that holds every descriptor": "os.fork() or threading.Event().wait(300)",
+    "a pool of processes": "multiprocessing.get_context('fork').Process(target=time.sleep, args=(300,)).start()",
+    "a child that floods": "subprocess.Popen(['yes'])",
+}
+
+
+@pytest.mark.parametrize("how", LEFT_BEHIND)
+def test_child_processes_left_behind_do_not_survive(tmp_path: Path, database: Database, how: str) -> None:
+    after = f"""
+import multiprocessing, subprocess, threading, time
+open("session", "a").write(str(os.getsid(0)) + " ")
+{LEFT_BEHIND[how]}
+"""
+    begun = time.monotonic()
+    assert_migrated(migrate(tree_in(tmp_path, env_py(after=after)), database), database)
+    assert time.monotonic() - begun < 30
+    sessions = {int(each) for each in (tmp_path / "session").read_text().split()}
+    wait_until(lambda: not sessions & sessions_running(), what="no process of a worker is left")
+
+
+def sessions_running() -> set[int]:
+    """Give the sessions of all processes, zombies not counted."""
+    found = set()
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = file.read_text().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if state != "Z":
+            found.add(int(session))
+    return found
+
+
+@pytest.mark.parametrize("how", ["os.closerange(3, 256)", "os.close(0)", "os.close(1); os.close(2)"])
+def test_descriptors_that_env_py_closes(tmp_path: Path, database: Database, how: str) -> None:
+    assert_migrated(migrate(tree_in(tmp_path, env_py(above=how)), database), database)
+
+
+def test_streams_that_env_py_replaces_or_closes(tmp_path: Path, database: Database) -> None:
+    above = "import io, sys\nsys.stdout.close(); sys.stdout = None; sys.stderr = io.StringIO()"
+    assert_migrated(migrate(tree_in(tmp_path, env_py(above=above)), database), database)
+
+
+@pytest.mark.parametrize("handler", ["signal.SIG_IGN", "lambda *_: None", "signal.SIG_DFL"])
+def test_signal_handlers_that_env_py_replaces(tmp_path: Path, database: Database, handler: str) -> None:
+    above = f"import signal\nfor each in (1, 2, 3, 13, 14, 15, 17): signal.signal(each, {handler})"
+    tree = tree_in(tmp_path, env_py(above=above))
+    report = "import signal; print(*(signal.getsignal(n) == signal.SIG_IGN for n in (1, 3, 14, 15, 17)))"
+    result = entrypoint("run", "--", sys.executable, "-c", report, cwd=tmp_path, env={"DATABASE_URL": database.url})
+    assert (result.code, result.stdout.split()) == (0, ["False"] * 5)
+    assert recorded(database) == ["r2"]
+
+
+def test_an_alarm_and_an_asyncio_loop_left_running(tmp_path: Path, database: Database) -> None:
+    after = """
+import asyncio, threading
+loop = asyncio.new_event_loop()
+threading.Thread(target=loop.run_forever).start()
+asyncio.set_event_loop(asyncio.new_event_loop())
+"""
+    assert_migrated(migrate(tree_in(tmp_path, env_py(after=after)), database), database)
+
+
+def test_asyncio_loops_before_and_inside_of_one_another(tmp_path: Path, database: Database) -> None:
+    before = "import asyncio\nasync def nothing(): pass\nasyncio.run(nothing())\n"
+    env = before + async_env_py("create_async_engine(os.environ['DATABASE_URL'])")
+    tree = tree_in(tmp_path, env)
+    tree.add("r3", "import asyncio, threading\nt = threading.Thread(target=lambda: asyncio.run(asyncio.sleep(0)))\n"
+             "t.start()\nt.join()", down="r2")
+    result = migrate(tree, DATABASE_URL=database.url.replace("postgresql:", "postgresql+asyncpg:"))
+    assert result.code == 0, result.message
+    assert recorded(database) == ["r3"]
+
+
+def test_exit_functions_and_finalizers_do_not_run_into_ours(tmp_path: Path, database: Database) -> None:
+    above = "import atexit\natexit.register(lambda: os.kill(os.getppid(), 9))"
+    assert_migrated(migrate(tree_in(tmp_path, env_py(above=above)), database), database)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("raise ValueError('no such tenant')", "ValueError: no such tenant"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("raise BaseException('odd')", "BaseException: odd"),
+        ("import sys; sys.exit()", "sys.exit(None)"),
+        ("import sys; sys.exit(3)", "sys.exit(3)"),
+        ("import sys; sys.exit('set TENANT')", "sys.exit('set TENANT')"),
+        ("def f(", "SyntaxError"),
+        ("config.get_main_option('x').upper()", "AttributeError"),
+        ("os._exit(0)", "status 0"),
+        ("os.kill(os.getpid(), 11)", "status -11"),
+        ("class E(Exception):\n    def __str__(self): raise RuntimeError\nraise E", "E"),
+    ],
+)
+def test_an_env_py_that_ends_before_it_migrates_is_quoted(
+    tmp_path: Path, database: Database, code: str, said: str
+) -> None:
+    result = migrate(tree_in(tmp_path, env_py(above=code)), database)
+    assert result.code == 78, result.stderr
+    assert said in result.message
+    assert "Nothing was changed" in result.message
+    assert tables(database) == []
+
+
+def test_an_error_of_env_py_is_shown_with_its_line_and_without_our_frames(tmp_path: Path, database: Database) -> None:
+    result = migrate(tree_in(tmp_path, env_py(above="1 / 0")), database)
+    assert "migrations/env.py" in result.message
+    assert "1 / 0" in result.message
+    assert "alembic_entrypoint" not in result.message.replace("alembic_entrypoint_", "")
+
+
+@pytest.mark.parametrize("code", ["", "0"])
+def test_an_env_py_that_exits_well_after_it_migrated_is_done(tmp_path: Path, database: Database, code: str) -> None:
+    after = f"import sys\nsys.exit({code})"
+    assert_migrated(migrate(tree_in(tmp_path, env_py(after=after)), database), database)
+
+
+def test_an_env_py_that_fails_after_it_migrated_fails(tmp_path: Path, database: Database) -> None:
+    result = migrate(tree_in(tmp_path, env_py(after="raise ValueError('afterwards')")), database)
+    assert result.code == 78
+    assert "ValueError: afterwards" in result.message
+    assert tables(database) == []
+
+
+def test_an_env_py_that_does_not_migrate_at_all_is_refused(tmp_path: Path, database: Database) -> None:
+    tree = tree_in(tmp_path, "print('nothing here')\n")
+    result = migrate(tree, database)
+    assert result.code == 78
+    assert "env.py ended without calling context.run_migrations()" in result.message
+
+
+NEVER = {
+    "sleeping": "import time\ntime.sleep(3600)",
+    "busy": "while True: pass",
+    "ignoring signals": "import signal, time\n"
+    "for each in (1, 2, 15): signal.signal(each, signal.SIG_IGN)\n"
+    "while True: time.sleep(3600)",
+    "blocked in C": "import ctypes\nctypes.PyDLL(None).sleep(3600)",
+}
+
+
+@pytest.mark.parametrize("how", NEVER)
+def test_an_env_py_that_never_ends_is_ended_by_sigterm_within_two_seconds(
+    tmp_path: Path, database: Database, how: str
+) -> None:
+    above = "open('pid', 'w').write(str(os.getpid())); " + "\n" + NEVER[how]
+    tree_in(tmp_path, env_py(above=above))
+    with started(tmp_path, "migrate", env={"DATABASE_URL": database.url}) as running:
+        wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), what="env.py runs")
+        running.signal(signal.SIGTERM)
+        begun = time.monotonic()
+        assert running.end(10).code == 143
+        assert time.monotonic() - begun < 2.0
+    wait_until(lambda: not is_running(int((tmp_path / "pid").read_text())), what="the worker is gone")
+
+
+def test_an_env_py_that_never_ends_is_ended_after_a_while(tmp_path: Path, database: Database) -> None:
+    tree_in(tmp_path, env_py(above="import time\ntime.sleep(3600)"))
+    result = entrypoint("migrate", cwd=tmp_path, env={"DATABASE_URL": database.url, "ALEMBIC_ENTRYPOINT_WAIT_TIMEOUT": "1"}, timeout=40)
+    assert result.code == 78
+    assert "did not come to its migrations within 10 s" in result.message
+
+
+def test_a_worker_does_not_outlive_a_parent_that_was_killed(tmp_path: Path, database: Database) -> None:
+    tree_in(tmp_path, env_py(above="open('pid', 'w').write(str(os.getpid()))\nimport time\ntime.sleep(3600)"))
+    with started(tmp_path, "migrate", env={"DATABASE_URL": database.url}) as running:
+        wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), what="env.py runs")
+        running.signal(signal.SIGKILL)
+        running.end()
+    wait_until(lambda: not is_running(int((tmp_path / "pid").read_text())), what="the worker is gone")
+
+

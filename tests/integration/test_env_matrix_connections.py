@@ -1,0 +1,323 @@
+"""How `env.py` connects, and what else it does with its connections: each form works unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from env_forms import (
+    DRIVERS,
+    assert_migrated,
+    async_env_py,
+    env_on,
+    env_py,
+    ini_with,
+    migrate,
+    recorded,
+    schemas,
+    tables,
+    tree_in,
+    url_on,
+)
+from commands import entrypoint
+from servers import Database, Server, fresh_database, own_server
+
+CREATORS = {
+    "psycopg": (
+        "postgresql+psycopg://",
+        "psycopg.connect(host='db.invalid', dbname='elsewhere', user='nobody')",
+    ),
+    "psycopg2": ("postgresql+psycopg2://", "psycopg2.connect('host=db.invalid dbname=elsewhere user=nobody')"),
+}
+ASYNC_CREATORS = {
+    "asyncpg": ("postgresql+asyncpg://", "asyncpg.connect('postgresql://nobody@db.invalid/elsewhere')"),
+    "psycopg": ("postgresql+psycopg://", "psycopg.AsyncConnection.connect('host=db.invalid dbname=elsewhere')"),
+}
+
+
+@pytest.fixture
+def other(server: Server) -> Iterator[Database]:
+    """Give a second database, with a table to write to."""
+    with fresh_database(server) as made:
+        made.execute("CREATE TABLE audit (line text)")
+        yield made
+
+
+@pytest.mark.parametrize("driver", CREATORS)
+def test_a_creator_of_its_own(tmp_path: Path, database: Database, driver: str) -> None:
+    scheme, connect = CREATORS[driver]
+    tree = tree_in(tmp_path, env_py(f"create_engine('{scheme}', creator=lambda: {connect})", above=f"import {driver}"))
+    assert_migrated(migrate(tree, database), database)
+
+
+@pytest.mark.parametrize("driver", CREATORS)
+def test_a_creator_is_asked_where_the_database_is(tmp_path: Path, database: Database, driver: str) -> None:
+    scheme, _ = CREATORS[driver]
+    connect = f"{driver}.connect({database.url!r})"
+    tree = tree_in(tmp_path, env_py(f"create_engine('{scheme}', creator=lambda: {connect})", above=f"import {driver}"))
+    assert_migrated(migrate(tree), database)
+
+
+@pytest.mark.parametrize("driver", ASYNC_CREATORS)
+def test_an_async_creator_of_its_own(tmp_path: Path, database: Database, driver: str) -> None:
+    scheme, connect = ASYNC_CREATORS[driver]
+    above = f"import {driver}\nasync def connect():\n    return await {connect}"
+    tree = tree_in(tmp_path, async_env_py(f"create_async_engine('{scheme}', async_creator=connect)", above=above))
+    assert_migrated(migrate(tree, database), database)
+
+
+def test_connect_functions_that_env_py_imported_by_name(tmp_path: Path, database: Database) -> None:
+    connect = "connect(host='db.invalid', dbname='elsewhere')"
+    env = env_py(
+        f"create_engine('postgresql+psycopg://', creator=lambda: {connect})", above="from psycopg import connect"
+    )
+    assert_migrated(migrate(tree_in(tmp_path, env), database), database)
+
+
+@pytest.fixture(scope="module")
+def scram() -> Iterator[Server]:
+    """Give a server that wants passwords."""
+    hba = "host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+    with own_server(18, hba=hba) as made:
+        made.execute("CREATE ROLE app LOGIN SUPERUSER PASSWORD 'the token'")
+        yield made
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_a_do_connect_listener_that_adds_a_token(tmp_path: Path, scram: Server, driver: str) -> None:
+    listener = """
+@event.listens_for(engine, "do_connect")
+def add_token(dialect, record, arguments, parameters):
+    parameters["password"] = "the token"
+"""
+    with fresh_database(scram) as database:
+        env = env_on(driver, repr(f"postgresql+{driver}://app@127.0.0.1:{scram.port}/{database.name}"))
+        tree = tree_in(tmp_path, env.replace("with engine", listener + "\nwith engine"))
+        result = migrate(tree)
+        assert_migrated(result, database)
+        assert "the token" not in result.stderr
+
+
+def test_each_connection_may_have_a_token_of_its_own(tmp_path: Path, scram: Server) -> None:
+    # As with Azure's and AWS's tokens: what the first connection used is good for nothing else.
+    listener = """
+@event.listens_for(engine, "do_connect")
+def add_token(dialect, record, arguments, parameters):
+    parameters["password"] = "the token"
+    parameters["application_name"] = "app"
+"""
+    with fresh_database(scram) as database:
+        env = env_on("psycopg", repr(f"postgresql+psycopg://app@127.0.0.1:{scram.port}/{database.name}"))
+        tree = tree_in(tmp_path, env.replace("with engine", listener + "\nwith engine"))
+        assert_migrated(migrate(tree), database)
+
+
+def test_a_pool_that_is_kept_and_asked_twice(tmp_path: Path, database: Database) -> None:
+    again = "with engine.connect() as second:\n    second.execute(text('SELECT 1'))"
+    engine = "create_engine(config.get_main_option('sqlalchemy.url'), pool_size=5, pool_pre_ping=True)"
+    assert_migrated(migrate(tree_in(tmp_path, env_py(engine, after=again)), database), database)
+
+
+def test_an_engine_that_is_opened_and_closed_for_each_migration(tmp_path: Path, database: Database) -> None:
+    tree = tree_in(tmp_path, env_py(configure="transaction_per_migration=True"))
+    for n in (3, 4):
+        body = f"""
+        from alembic import context
+        engine = sa.create_engine(context.config.get_main_option("sqlalchemy.url"))
+        with engine.begin() as connection:
+            connection.execute(sa.text("CREATE TABLE s{n} (id int)"))
+        engine.dispose()
+        """
+        tree.add(f"r{n}", body, down=f"r{n - 1}")
+    result = migrate(tree, database)
+    assert result.code == 0, result.message
+    assert recorded(database) == ["r4"]
+    assert {"public.s3", "public.s4"} <= set(tables(database))
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_an_engine_that_is_made_for_one_run_and_disposed_of(tmp_path: Path, database: Database, driver: str) -> None:
+    assert_migrated(migrate(tree_in(tmp_path, env_on(driver)), DATABASE_URL=url_on(driver, database)), database)
+
+
+SECOND = """
+other = create_engine(os.environ["OTHER"])
+with other.begin() as second:
+    second.execute(text("INSERT INTO audit VALUES ('here')"))
+"""
+
+
+@pytest.mark.parametrize("place", ["above", "after"])
+@pytest.mark.parametrize("is_given", [True, False])
+def test_a_second_engine_to_another_database_is_left_alone(
+    tmp_path: Path, database: Database, other: Database, place: str, is_given: bool
+) -> None:
+    tree = tree_in(tmp_path, env_py("create_engine(os.environ['URL'])", **{place: SECOND}))
+    given = {"DATABASE_URL": database.url} if is_given else {}
+    result = migrate(tree, OTHER=url_on("psycopg", other), URL=url_on("psycopg", database), **given)
+    assert_migrated(result, database)
+    assert set(other.query("SELECT line FROM audit")) == {("here",)}
+    assert tables(other) == ["public.audit"]
+
+
+def test_a_second_engine_that_reads_another_database_before_it_migrates(
+    tmp_path: Path, database: Database, other: Database
+) -> None:
+    reading = """
+with create_engine(os.environ["OTHER"]).connect() as second:
+    assert second.execute(text("SELECT count(*) FROM audit")).scalar() == 0
+    assert second.execute(text("SELECT current_database()")).scalar() == os.environ["NAME"]
+"""
+    env = {"OTHER": url_on("psycopg", other), "URL": url_on("psycopg", database), "NAME": other.name}
+    tree = tree_in(tmp_path, env_py("create_engine(os.environ['URL'])", above=reading))
+    assert_migrated(migrate(tree, DATABASE_URL=database.url, **env), database)
+    with fresh_database(database.server) as third:  # type: ignore[arg-type]
+        env["URL"] = url_on("psycopg", third)
+        assert_migrated(migrate(tree, **env), third)
+
+
+def test_a_migration_that_writes_to_another_database(tmp_path: Path, database: Database, other: Database) -> None:
+    tree = tree_in(tmp_path, env_py())
+    body = """
+    import os
+    engine = sa.create_engine(os.environ["OTHER"])
+    with engine.begin() as connection:
+        connection.execute(sa.text("INSERT INTO audit VALUES ('migrated')"))
+    """
+    tree.add("r3", body, down="r2")
+    result = migrate(tree, database, OTHER=url_on("psycopg", other))
+    assert result.code == 0, result.message
+    assert other.query("SELECT line FROM audit") == [("migrated",)]
+    assert recorded(database) == ["r3"]
+
+
+@pytest.mark.parametrize("before", ["connection.commit()", "connection.rollback()"])
+def test_a_connection_on_which_something_was_executed_and_ended_before(
+    tmp_path: Path, database: Database, before: str
+) -> None:
+    env = env_py(before=f"connection.execute(text('SELECT 1')); {before}")
+    assert_migrated(migrate(tree_in(tmp_path, env), database), database)
+
+
+def test_a_transaction_of_env_pys_own_around_everything(tmp_path: Path, database: Database) -> None:
+    env = env_py(before="connection.execute(text('SELECT 1'))").replace("engine.connect()", "engine.begin()")
+    assert_migrated(migrate(tree_in(tmp_path, env), database), database)
+
+
+def test_an_open_transaction_that_nobody_commits_is_noticed(tmp_path: Path, database: Database) -> None:
+    # Plain Alembic ends with 0 here, and nothing is migrated [in_transaction, hazard 1].
+    result = migrate(tree_in(tmp_path, env_py(before="connection.execute(text('SELECT 1'))")), database)
+    assert result.code == 1
+    assert "env.py did not commit them" in result.message
+    assert tables(database) == []
+
+
+def test_an_autocommit_block_in_an_open_transaction_fails_and_says_so(tmp_path: Path, database: Database) -> None:
+    tree = tree_in(tmp_path, env_py(before="connection.execute(text('SELECT 1'))"))
+    tree.add("r3", "with op.get_context().autocommit_block():\n    op.execute('VACUUM t1')", down="r2")
+    result = migrate(tree, database)
+    assert result.code == 1
+    assert "r3" in result.message
+    assert "The database is as before" in result.message
+    assert tables(database) == []
+
+
+WRITING = {
+    "in a transaction": "connection.execute(text('CREATE SCHEMA IF NOT EXISTS app')); connection.commit()",
+    "in autocommit": "engine.connect().execution_options(isolation_level='AUTOCOMMIT')"
+    ".execute(text('CREATE SCHEMA IF NOT EXISTS app'))",
+    "over a raw connection": "raw = engine.raw_connection(); cursor = raw.cursor(); "
+    "cursor.execute('CREATE SCHEMA IF NOT EXISTS app'); raw.commit(); raw.close()",
+    "over the driver": "import psycopg; psycopg.connect(os.environ['RAW'], autocommit=True)"
+    ".execute('CREATE SCHEMA IF NOT EXISTS app')",
+}
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+@pytest.mark.parametrize("how", WRITING)
+def test_an_env_py_that_creates_its_schema_first(tmp_path: Path, database: Database, how: str, is_given: bool) -> None:
+    tree = tree_in(tmp_path, env_py(before=WRITING[how], configure="version_table_schema='app'"))
+    tree.write("alembic.ini", ini_with(url_on("psycopg", database)))
+    env = {"RAW": database.url, **({"DATABASE_URL": database.url} if is_given else {})}
+
+    planned = entrypoint("plan", cwd=tmp_path, env=env)
+    assert planned.code == 65
+    assert "env.py writes to the database before it migrates" in planned.message
+    assert schemas(database) == []
+
+    assert migrate(tree, **env).code == 0
+    assert recorded(database, "app.alembic_version") == ["r2"]
+    # Now that the schema is there, the write is a notice: but PostgreSQL still calls it one.
+    result = migrate(tree, **env)
+    assert (result.code, result.state) == (0, "CURRENT")
+
+
+def test_an_async_env_py_that_creates_its_schema_first(tmp_path: Path, database: Database) -> None:
+    env = env_on("asyncpg").replace(
+        "    context.configure(",
+        "    connection.exec_driver_sql('CREATE SCHEMA IF NOT EXISTS app'); connection.commit()\n    context.configure(",
+    )
+    tree = tree_in(tmp_path, env)
+    url = url_on("asyncpg", database)
+    assert entrypoint("plan", cwd=tmp_path, env={"DATABASE_URL": url}).code == 65
+    assert schemas(database) == []
+    assert_migrated(migrate(tree, DATABASE_URL=url), database)
+
+
+def test_an_env_py_that_writes_first_and_names_another_host(tmp_path: Path, database: Database) -> None:
+    write = "connection.execute(text('CREATE SCHEMA IF NOT EXISTS app')); connection.commit()"
+    env = env_py("create_engine('postgresql+psycopg://nobody@db.invalid/elsewhere')", before=write)
+    assert_migrated(migrate(tree_in(tmp_path, env), database), database)
+    assert schemas(database) == ["app"]
+
+
+def test_an_env_py_that_creates_its_database(tmp_path: Path, server: Server) -> None:
+    # As sqlalchemy_utils.create_database does where the database is not there yet; here it is.
+    with fresh_database(server) as database:
+        above = """
+import psycopg
+with psycopg.connect(os.environ["ADMIN"], autocommit=True) as admin:
+    if not admin.execute("SELECT 1 FROM pg_database WHERE datname = %s", [os.environ["NAME"]]).fetchone():
+        admin.execute("CREATE DATABASE " + os.environ["NAME"])
+"""
+        tree = tree_in(tmp_path, env_py(above=above))
+        result = migrate(tree, database, ADMIN=server.url, NAME=database.name)
+        assert_migrated(result, database)
+
+
+def test_a_role_that_env_py_sets(tmp_path: Path, server: Server, database: Database) -> None:
+    role = f"owner_{database.name}"
+    server.execute(f"CREATE ROLE {role}")
+    database.execute(f"GRANT ALL ON SCHEMA public TO {role}")
+    listener = f"""
+@event.listens_for(engine, "connect")
+def set_role(connection, record):
+    connection.cursor().execute("SET ROLE {role}")
+    connection.commit()
+"""
+    env = env_py().replace("with engine", listener + "\nwith engine")
+    assert_migrated(migrate(tree_in(tmp_path, env), database), database)
+    owner = database.query("SELECT pg_get_userbyid(relowner) FROM pg_class WHERE relname = 't1'")
+    assert owner == [(role,)]
+
+
+def test_a_search_path_that_env_py_sets_counts(tmp_path: Path, database: Database) -> None:
+    database.execute("CREATE SCHEMA app")
+    engine = "create_engine(config.get_main_option('sqlalchemy.url'), connect_args={'options': '-c search_path=app'})"
+    tree = tree_in(tmp_path, env_py(engine))
+    result = migrate(tree, database)
+    assert result.code == 0, result.message
+    assert tables(database) == ["app.alembic_version", "app.t1", "app.t2"]
+    assert migrate(tree, database).state == "CURRENT"
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_search_path_in_database_url_counts(tmp_path: Path, database: Database, driver: str) -> None:
+    database.execute("CREATE SCHEMA app")
+    tree = tree_in(tmp_path, env_on(driver))
+    url = url_on(driver, database) + "?options=-csearch_path%3Dapp"
+    result = migrate(tree, DATABASE_URL=url)
+    assert result.code == 0, result.message
+    assert tables(database) == ["app.alembic_version", "app.t1", "app.t2"]

@@ -1,0 +1,163 @@
+"""What cannot be settled is refused (78) with the reason, before anything is changed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from env_forms import env_py, ini_with, migrate, schemas, tables, tree_in, url_on
+from projects import Project
+from servers import Database, Server, fresh_database
+
+ALEMBIC = str(Path(sys.executable).with_name("alembic"))
+
+
+@pytest.fixture
+def other(server: Server) -> Iterator[Database]:
+    with fresh_database(server) as made:
+        yield made
+
+
+def test_mysql_without_a_url_of_ours(tmp_path: Path) -> None:
+    tree = tree_in(tmp_path, env_py(), ini=ini_with("mysql+pymysql://app:secret@db.invalid/app"))
+    result = migrate(tree)
+    assert result.code == 78
+    assert "mysql" in result.message
+    assert "not PostgreSQL" in result.message
+    assert "secret" not in result.stderr
+
+
+def test_mysql_that_env_py_makes_up_itself_without_a_url_of_ours(tmp_path: Path) -> None:
+    tree = tree_in(tmp_path, env_py("create_engine('mysql+pymysql://app:secret@db.invalid/app')"))
+    result = migrate(tree)
+    assert result.code == 78
+    assert "pymysql" in result.message
+    assert "secret" not in result.stderr
+
+
+def test_sqlite_without_a_url_of_ours(tmp_path: Path) -> None:
+    tree = tree_in(tmp_path, env_py(), ini=ini_with("sqlite:///app.db"))
+    result = migrate(tree)
+    assert result.code == 78
+    assert "sqlite" in result.message
+    assert "not PostgreSQL" in result.message
+    assert is_empty(tmp_path / "app.db")
+
+
+def test_sqlite_that_env_py_opens_itself(tmp_path: Path, database: Database) -> None:
+    tree = tree_in(tmp_path, env_py("create_engine('sqlite:///app.db')"))
+    for result in (migrate(tree), migrate(tree, database)):
+        assert result.code == 78
+        assert "env.py migrates a sqlite database, not PostgreSQL" in result.message
+    assert tables(database) == []
+    assert is_empty(tmp_path / "app.db")
+
+
+def is_empty(file: Path) -> bool:
+    """Tell whether SQLite, which makes a file as soon as it is connected to, has written nothing there."""
+    return not file.exists() or file.stat().st_size == 0
+
+
+def test_a_placeholder_url_that_nobody_replaced(tmp_path: Path) -> None:
+    result = migrate(tree_in(tmp_path, env_py()))
+    assert result.code == 78
+    assert "DATABASE_URL" in result.message
+    assert "its sqlalchemy.url: it is a URL of driver, not of PostgreSQL" in result.message
+
+
+def test_a_missing_url(tmp_path: Path) -> None:
+    result = migrate(tree_in(tmp_path, env_py(), ini="[alembic]\nscript_location = %(here)s/migrations\n"))
+    assert result.code == 78
+    assert "Set DATABASE_URL" in result.message
+    assert "its sqlalchemy.url: there is none" in result.message
+
+
+def test_an_env_py_that_only_works_offline(tmp_path: Path, database: Database) -> None:
+    env = """
+from alembic import context
+context.configure(url="postgresql://", literal_binds=True)
+with context.begin_transaction():
+    context.run_migrations()
+"""
+    tree = tree_in(tmp_path, env)
+    for result in (migrate(tree), migrate(tree, database)):
+        assert result.code == 78
+        assert tables(database) == []
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_the_multidb_template(tmp_path: Path, database: Database, other: Database, is_given: bool) -> None:
+    subprocess.run([ALEMBIC, "init", "-t", "multidb", "migrations"], cwd=tmp_path, check=True, capture_output=True)
+    ini = tmp_path / "alembic.ini"
+    text = ini.read_text()
+    for n, each in enumerate((database, other), 1):
+        name = "" if n == 1 else str(n)
+        placeholder = f"driver://user:pass@localhost/dbname{name}\n"
+        assert placeholder in text
+        text = text.replace(placeholder, url_on("psycopg", each) + "\n")
+    ini.write_text(text)
+    tree = Project(tmp_path)
+    tree.write(
+        "migrations/versions/r1.py",
+        "from alembic import op\nrevision, down_revision = 'r1', None\n"
+        "def upgrade(engine_name):\n    op.execute('CREATE TABLE t1 ()')\n",
+    )
+    result = migrate(tree, database if is_given else None)
+    assert result.code == 78
+    assert "more than once in one run" in result.message
+    assert tables(database) == tables(other) == []
+
+
+TENANTS = """
+import os
+from alembic import context
+from sqlalchemy import create_engine, text
+
+engine = create_engine(context.config.get_main_option("sqlalchemy.url"))
+with engine.connect() as connection:
+    for tenant in ("red", "blue"):
+        {before}
+        connection.execute(text(f'SET search_path TO "{{tenant}}"'))
+        connection.commit()
+        context.configure(connection=connection, {configure})
+        with context.begin_transaction():
+            context.run_migrations()
+"""
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+@pytest.mark.parametrize("configure", ["", "version_table_schema=tenant"])
+def test_a_loop_over_tenants_schemas(tmp_path: Path, database: Database, configure: str, is_given: bool) -> None:
+    database.execute("CREATE SCHEMA red; CREATE SCHEMA blue")
+    tree = tree_in(tmp_path, TENANTS.format(before="pass", configure=configure), ini=ini_with(url_on("psycopg", database)))
+    result = migrate(tree, database if is_given else None)
+    assert result.code == 78
+    assert "loops over tenants" in result.message
+    assert tables(database) == []
+
+
+def test_a_loop_over_tenants_that_creates_their_schemas_migrates_none(tmp_path: Path, database: Database) -> None:
+    create = "connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS {tenant}')); connection.commit()"
+    tree = tree_in(tmp_path, TENANTS.format(before=create, configure=""))
+    result = migrate(tree, database)
+    assert result.code == 78
+    assert "loops over tenants" in result.message
+    assert tables(database) == []
+    assert set(schemas(database)) <= {"red", "blue"}
+
+
+def test_a_driver_that_cannot_be_watched(tmp_path: Path, database: Database) -> None:
+    # A subclass of the driver's connection that is made directly, and not by the driver's connect.
+    above = "import psycopg2.extensions\n"
+    engine = (
+        "create_engine('postgresql+psycopg2://', "
+        f"creator=lambda: psycopg2.extensions.connection({database.url.replace('postgresql', 'postgresql')!r}))"
+    )
+    result = migrate(tree_in(tmp_path, env_py(engine, above=above)), database)
+    assert result.code == 78
+    assert "cannot be watched" in result.message
+    assert tables(database) == []
