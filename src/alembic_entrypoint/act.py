@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,6 @@ from alembic_entrypoint.observe import (
     Target,
     WorkerFailed,
     facts_of,
-    graph_of,
     logged,
     look,
     misconfigured,
@@ -78,8 +77,12 @@ def look_locked(lock: Lock, settings: Settings, target: Target) -> None:
         raise misconfigured(error) from None
 
 
-def settle_locked(lock: Lock, settings: Settings, target: Target, decide: Decide) -> Decision:
+def settle_locked(
+    lock: Lock, settings: Settings, target: Target, decide: Decide, idle: Worker | None = None
+) -> Decision:
     """Look again, decide, and upgrade where that is the decision; then see that the target is reached.
+
+    The worker that has looked already goes on, where it waits for that.
 
     Raises Refused, Failed, TryAgain, Misconfigured.
     """
@@ -87,7 +90,8 @@ def settle_locked(lock: Lock, settings: Settings, target: Target, decide: Decide
     for tries_left in range(settings.ddl_retries, -1, -1):
         progress = Progress()
         try:
-            _run_worker(lock, settings, target, decide, progress)
+            _run_worker(_worker(lock, settings, target, idle), lock, settings, decide, progress)
+            idle = None
             if progress.failure is None:
                 return _verified(lock, progress, decide)
             lock.end_backends(ENDING)
@@ -122,10 +126,27 @@ def _pause(settings: Settings, progress: Progress, tries_left: int) -> None:
     time.sleep(pause)
 
 
-def _run_worker(lock: Lock, settings: Settings, target: Target, decide: Decide, progress: Progress) -> None:
+@contextmanager
+def _worker(lock: Lock, settings: Settings, target: Target, idle: Worker | None) -> Iterator[Worker]:
+    """Give the order to the worker that waits, or to a new one."""
+    order = _order(lock, settings, target)
+    if idle is None or not idle.is_idle:
+        with Worker(order, settings.python) as worker:
+            yield worker
+    else:
+        try:
+            idle.order(order)
+            yield idle
+        finally:
+            idle.end()
+
+
+def _run_worker(
+    given: AbstractContextManager[Worker], lock: Lock, settings: Settings, decide: Decide, progress: Progress
+) -> None:
     """Run one worker to its end, passing on what it says. The worker is cancelled when anything goes wrong here."""
     watch = _Watch(lock, progress)
-    with Worker(_order(lock, settings, target), settings.python) as worker:
+    with given as worker:
         try:
             for message in worker.messages(watch.tick):
                 _hear(message, worker, settings, decide, progress)
@@ -191,9 +212,7 @@ def application_name(settings: Settings, step: str) -> str:
 def _hear(message: Message, worker: Worker, settings: Settings, decide: Decide, progress: Progress) -> None:
     """React to one thing that the worker says."""
     said = message["said"]
-    if said == "loaded":
-        progress.facts = Facts(graph_of(message), tuple(message["unloadable"]), settings.target)
-    elif said == "observed":
+    if said == "observed":
         progress.facts = facts_of(message, settings)
         progress.decision = decide(progress.facts)
         if progress.decision.action is Action.UPGRADE:

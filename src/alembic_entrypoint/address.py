@@ -64,7 +64,9 @@ LIBPQ_PARAMETERS = frozenset(
 TLS_PARAMETERS = frozenset(name for name in LIBPQ_PARAMETERS if name.startswith("ssl") or name == "gssencmode")
 
 _HOST = r"(?:\[[^\]]*\]|[^][:/?@,]*)(?::\d*)?"
-_AFTER_USER = re.compile(rf"(?P<hosts>{_HOST}(?:,{_HOST})*)(?:/(?P<dbname>[^/?@]*))?(?:\?(?P<query>.*))?\Z", re.S)
+# Names and values only: behind an `@` inside of a password there may be a `?`, too.
+_QUERY = r"(?:[\w.]+=[^&]*(?:&[\w.]+=[^&]*)*)?&?"
+_AFTER_USER = re.compile(rf"(?P<hosts>{_HOST}(?:,{_HOST})*)(?:/(?P<dbname>[^/?@]*))?(?:\?(?P<query>{_QUERY}))?\Z")
 
 
 class NotAnAddress(ValueError):
@@ -148,7 +150,9 @@ def place_of(parameters: Mapping[str, str], environ: Mapping[str, str] | None = 
     user = parameters.get("user") or environ.get("PGUSER") or ""
     dbname = parameters.get("dbname") or environ.get("PGDATABASE") or user
     ports = tuple(each or "5432" for each in port.split(","))
-    return Place(tuple(each.lower() or "localhost" for each in host.split(",")), ports, dbname)
+    # Names of hosts have no case, paths of sockets have.
+    hosts = tuple(each if each.startswith("/") else each.lower() or "localhost" for each in host.split(","))
+    return Place(hosts, ports, dbname)
 
 
 def parse(text: str) -> Address:
@@ -190,9 +194,9 @@ def _split_user(rest: str) -> tuple[str, re.Match[str]]:
 def _hosts(text: str) -> dict[str, str]:
     if not text:
         return {}
-    pairs = [re.fullmatch(r"(?:\[([^\]]*)\]|([^:]*))(?::(\d*))?", each) for each in text.split(",")]
-    hosts = [unquote((pair[1] or pair[2] or "") if pair else "") for pair in pairs]
-    ports = [(pair[3] or "") if pair else "" for pair in pairs]
+    pairs = re.findall(r"(?:^|,)(?:\[([^\]]*)\]|([^:,]*))(?::(\d*))?", text)
+    hosts = [unquote(literal or name) for literal, name, _ in pairs]
+    ports = [port for _, _, port in pairs]
     found = {"host": ",".join(hosts)}
     if any(ports):
         found["port"] = ",".join(port or "5432" for port in ports)

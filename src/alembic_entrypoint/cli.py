@@ -23,7 +23,14 @@ def run_command_line(arguments: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.UsageError as error:
-        error.show(sys.stderr)
+        # Somebody may have given the URL as an argument.
+        import io
+
+        from alembic_entrypoint.logs import redact
+
+        shown = io.StringIO()
+        error.show(shown)
+        sys.stderr.write(redact(shown.getvalue()))
         return Usage.exit_code
     except click.Abort:
         return Usage.exit_code

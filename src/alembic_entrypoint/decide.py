@@ -223,8 +223,8 @@ ROWS: tuple[Row, ...] = (
         "The database may be newer than this image, belong to another app, or come from migrations that were squashed, "
         "rebased or deleted. `alembic stamp head` would record {heads} whatever the schema is: steps would be left out "
         "for good, and nobody would notice.",
-        "Deploy the image that ships {unknown}. If its file was deleted or squashed by mistake, bring it back and build "
-        "again. Nothing was changed; `alembic-entrypoint plan` shows this again at any time.",
+        "Deploy the image that ships {unknown}. If its file was deleted or squashed by mistake, bring it back and "
+        "build again. Nothing was changed; `alembic-entrypoint plan` shows this again at any time.",
     ),
     Row(
         State.REWRITTEN,

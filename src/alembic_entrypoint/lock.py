@@ -20,7 +20,7 @@ from alembic_entrypoint.address import Address
 from alembic_entrypoint.errors import Misconfigured, TryAgain
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.postgres import activity
-from alembic_entrypoint.postgres.server import is_pooled, is_shared
+from alembic_entrypoint.postgres.server import SHARED, is_pooled, is_shared
 from alembic_entrypoint.postgres.session import SESSION, apply
 from alembic_entrypoint.wait import connect
 from alembic_entrypoint.worker.messages import HOLDER_CHECK, LOCK_A, LOCK_B, LOCK_CLASS, TOKEN_CLASS
@@ -190,7 +190,7 @@ def _try(connection: psycopg.Connection[Any]) -> Lock | None:
     own = " AND l.pid = pg_catalog.pg_backend_pid()"
     if not _one(connection, HOLDER_CHECK.replace("%(token)s", str(token)) + own):
         _give_back(connection, token)
-        raise Misconfigured(_POOLED)
+        raise Misconfigured(SHARED)
     # Only now: before the check has passed, a SET could leak through a pooler into the app's sessions [H5].
     return Lock(connection, token, apply(connection, SESSION))
 
@@ -208,15 +208,7 @@ def _refuse_shared(
 ) -> None:
     """Refuse a pooler that is seen to share sessions before anything is locked. The check sees the others."""
     if is_shared(connection, lambda: connect(address, connect_timeout, application_name=application_name)):
-        raise Misconfigured(_POOLED)
-
-
-_POOLED = (
-    "The URL leads through a pooler that shares server sessions (transaction or statement pooling): a lock taken there "
-    "protects nothing, and two replicas would migrate at once.\n"
-    "Set ALEMBIC_ENTRYPOINT_DATABASE_URL to the database itself or to a session-pooling port; the app's own "
-    "DATABASE_URL can stay as it is."
-)
+        raise Misconfigured(SHARED)
 
 
 def _give_back(connection: psycopg.Connection[Any], token: int) -> None:

@@ -13,6 +13,13 @@ import structlog
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
+#: Passwords that nobody told us of: in a URL that was given as something else, or that env.py prints, or in its SQL.
+_IN_ITS_PLACE = re.compile(
+    r"""(://[^\s:@/"']*:)(?:\\.|[^\s"\\])+(?=@)  |  (password\s*=?\s*')[^']+(?=')  |  (password=)[^\s"'\\&,;)]+""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
 class _Secrets:
     """The passwords of this run, and the expression that finds them in a line."""
 
@@ -43,19 +50,24 @@ _secrets = _Secrets()
 def hide(words: Iterable[str], names: Iterable[str] = ()) -> None:
     """Keep these words out of every line from now on; `names` are words that are printed anyway."""
     words = set(words)
-    escaped = {json_form for word in words for json_form in (_in_json(word), repr(word)[1:-1])}
-    _secrets.add(words | escaped, names)
+    words |= {repr(word)[1:-1] for word in words}
+    # Twice: an app that logs JSON prints a line that we log as JSON.
+    for _ in range(2):
+        words |= {form for word in words for form in _in_json(word)}
+    _secrets.add(words, names)
 
 
 def redact(text: str) -> str:
-    """Replace every hidden word in a text."""
-    return _secrets.pattern.sub("***", text) if _secrets.pattern else text
+    """Replace every hidden word in a text, and whatever stands where a password stands."""
+    if _secrets.pattern:
+        text = _secrets.pattern.sub("***", text)
+    return _IN_ITS_PLACE.sub(lambda found: (found[1] or found[2] or found[3]) + "***", text)
 
 
-def _in_json(word: str) -> str:
+def _in_json(word: str) -> Iterable[str]:
     import json
 
-    return json.dumps(word)[1:-1]
+    return (json.dumps(word)[1:-1], json.dumps(word, ensure_ascii=False)[1:-1])
 
 
 def configure(log_format: str = "auto", level: str = "info", stream: TextIO | None = None) -> None:

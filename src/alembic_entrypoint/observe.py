@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from alembic_entrypoint.address import Address, NotAnAddress, Place, parse
 from alembic_entrypoint.errors import Denied, Ended, Misconfigured, TryAgain
 from alembic_entrypoint.facts import Facts, Graph, Migration, VersionTable
 from alembic_entrypoint.logs import hide, log
+from alembic_entrypoint.postgres.server import SHARED
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.wait import await_database
 from alembic_entrypoint.worker.client import Worker
@@ -48,10 +50,11 @@ class NeedsWriting(Exception):
 
 @dataclass(frozen=True)
 class Seen:
-    """What a look gave."""
+    """What a look gave, and the worker that looked, where it waits to migrate."""
 
     facts: Facts
     target: Target
+    worker: Worker | None = None
 
 
 class WorkerFailed(Exception):
@@ -77,16 +80,11 @@ def find_target(settings: Settings) -> Target:
     """Take the database that a setting names, else ask `env.py` where it would connect. Raises Misconfigured."""
     address = settings.database_url
     is_given = address is not None
+    hide_environment()
     if address is None:
-        hide_passwords_of_environment()
         address = _ask(settings)
     keep_secret(address)
     return Target(address, is_given, places=(place_from_here(address),))
-
-
-def hide_passwords_of_environment() -> None:
-    """Keep out of the log what `env.py` may make a URL of, and quote should it fail on the way."""
-    hide(value for name, value in os.environ.items() if "PASSWORD" in name.upper() and not name.endswith("_FILE"))
 
 
 def keep_secret(address: Address) -> None:
@@ -155,13 +153,13 @@ def _nothing_named(error: Ended, configured: str) -> Ended:
     )
 
 
-def observe(settings: Settings, target: Target, *, is_cleaning: bool = False) -> Seen:
+def observe(settings: Settings, target: Target, *, is_cleaning: bool = False, stays: bool = False) -> Seen:
     """Look at image and database through `env.py`. Raises NeedsWriting, Misconfigured, Denied, TryAgain.
 
     Where a setting names the target, every connection is sent there, to learn which place reaches `configure()`; an
     `env.py` that cannot bear that is run without, and then with only that place redirected. Where `env.py` was asked,
     what reaches `configure()` is the target. With `is_cleaning` stale bytecode in the migrations' folders, which only
-    Alembic's configuration names, is removed first.
+    Alembic's configuration names, is removed first. With `stays` the worker is left to wait for what comes next.
     """
     order = request(
         "observe",
@@ -170,6 +168,7 @@ def observe(settings: Settings, target: Target, *, is_cleaning: bool = False) ->
         places=target.places,
         is_redirecting=target.is_given,
         is_cleaning=is_cleaning,
+        stays=stays,
     )
     try:
         return look(order, settings, target)
@@ -213,7 +212,8 @@ def _needs_writing(first: WorkerFailed, order: Request, settings: Settings, targ
 def look(order: Request, settings: Settings, target: Target) -> Seen:
     """Run one worker that looks, for as long as our patience lasts. Raises WorkerFailed, Misconfigured."""
     observed: Message | None = None
-    with Worker(order, settings.python) as worker:
+    with ExitStack() as stack:
+        worker = stack.enter_context(Worker(order, settings.python))
         for message in worker.messages(_patience(settings)):
             if message["said"] == "cleaned":
                 log("bytecode.removed", count=len(message["removed"]), removed=message["removed"])
@@ -221,9 +221,13 @@ def look(order: Request, settings: Settings, target: Target) -> Seen:
                 observed = message
             elif message["said"] == "failed":
                 raise WorkerFailed(message, observed)
-    if observed is None:
-        raise WorkerFailed(_died(worker))
-    return Seen(facts_of(observed, settings), _reached(target, observed, settings))
+        if observed is None:
+            raise WorkerFailed(_died(worker))
+        facts, reached = facts_of(observed, settings), _reached(target, observed, settings)
+        if not worker.is_idle:
+            return Seen(facts, reached)
+        stack.pop_all()
+        return Seen(facts, reached, worker)
 
 
 def _patience(settings: Settings) -> Callable[[], None]:
@@ -290,6 +294,8 @@ def misconfigured(error: WorkerFailed) -> Ended:
         return TryAgain(f"The lock was lost while the migrations were being prepared: {text}. Nothing was changed.")
     if sqlstate.startswith("42501"):
         return Denied(f"The role lacks a right: {text}\nGrant it, or use a role that has it.")
+    if "statement pooling" in text:  # PgBouncer's words, at the first BEGIN
+        return Misconfigured(SHARED)
     if sqlstate[:2] in ("08", "57", "53"):
         return TryAgain(f"The connection was lost while looking: {text}. Nothing was changed.")
     trace = str(message.get("traceback") or "").rstrip()

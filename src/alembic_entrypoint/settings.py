@@ -51,7 +51,7 @@ def _one_of(*words: str) -> Reader:
 
 
 def _target(text: str) -> str:
-    if text != text.strip() or " " in text or text.startswith(("+", "-")) or ":" in text or text == "base":
+    if not text or text != text.strip() or " " in text or text.startswith(("+", "-")) or ":" in text or text == "base":
         raise ValueError(text)
     return text
 

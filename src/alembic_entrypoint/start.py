@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, NoReturn
 
 import psycopg
@@ -18,6 +19,7 @@ from alembic_entrypoint.logs import log
 from alembic_entrypoint.observe import NeedsWriting, find_target, logged, observe, recorded_now
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.wait import await_database, connected
+from alembic_entrypoint.worker.client import Worker
 
 
 def run(settings: Settings, command: Sequence[str]) -> NoReturn:
@@ -35,15 +37,23 @@ def run(settings: Settings, command: Sequence[str]) -> NoReturn:
 
 def settle(settings: Settings) -> Decision:
     """Bring the database to the target, or raise the reason why not. The decision that is returned is to start."""
+    with ExitStack() as stack:
+        return _settled(settings, stack)
+
+
+def _settled(settings: Settings, stack: ExitStack) -> Decision:
     target = find_target(settings)
     ready = await_database(target.address, settings.wait_timeout)
     target = dataclasses.replace(target, address=ready.address)
     log("server.examined", version=ready.server.version, pooled=ready.server.is_pooled)
     _clean(settings)
     facts: Facts | None = None
+    idle: Worker | None = None
     try:
-        seen = observe(settings, target, is_cleaning=settings.clean == ("migrations",))
-        facts, target = seen.facts, seen.target
+        seen = observe(settings, target, is_cleaning=settings.clean == ("migrations",), stays=True)
+        facts, target, idle = seen.facts, seen.target, seen.worker
+        if idle is not None:
+            stack.callback(idle.end)
         decision = decide(facts)
         if decision.action is Action.START:
             return _decided(facts)
@@ -55,6 +65,9 @@ def settle(settings: Settings) -> Decision:
         log("schema.observed", note="env.py writes before it migrates: it is looked at under the lock")
 
     def is_done(connection: psycopg.Connection[Any]) -> bool:
+        if idle is not None:
+            # Who waits keeps no worker: a hundred replicas would use up the memory.
+            idle.end()
         return facts is not None and _is_settled(connection, facts)
 
     name = application_name(settings, "locking")
@@ -65,7 +78,7 @@ def settle(settings: Settings) -> Decision:
                 return _decided(dataclasses.replace(facts, recorded=recorded_now(connection, facts.version_table)))
         if facts is None:
             look_locked(lock, settings, target)
-        decision = settle_locked(lock, settings, target, _decided)
+        decision = settle_locked(lock, settings, target, _decided, idle)
         if decision.action is not Action.START:
             raise refusal(decision, settings.help_url, facts)
         return decision

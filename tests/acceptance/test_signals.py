@@ -16,7 +16,7 @@ import pytest
 from alembic_entrypoint.worker.messages import LOCK_A, LOCK_CLASS
 from commands import Result, Running, started
 from projects import ENV, Project, project
-from servers import Database, fresh_database, own_server, processes_of, wait_until
+from servers import Database, Server, fresh_database, own_server, processes_of, wait_until
 
 #: Two seconds are promised. The machine that tests may be busy with others; what it interrupts would take a minute.
 LIMIT = 4.0
@@ -156,6 +156,19 @@ def test_a_migration_is_rolled_back_on_every_driver(driver: str, env: str, tree:
     with running_until(tree, lambda _: database.query(SLEEPING), url) as running:
         ended_by(signal.SIGTERM, running)
     see_that_nothing_is_left(tree, database)
+
+
+@pytest.mark.extra
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_a_migration_is_rolled_back_on_a_server_that_does_not_look_after_its_clients(
+    driver: str, tree: Project, pg13: Server
+) -> None:
+    """Before 14 there is no client_connection_check_interval: what is not cancelled runs to its end."""
+    with fresh_database(pg13) as database:
+        url = database.url.replace("postgresql://", f"postgresql+{driver}://")
+        with running_until(tree, lambda _: database.query(SLEEPING), url) as running:
+            ended_by(signal.SIGTERM, running)
+        see_that_nothing_is_left(tree, database)
 
 
 def test_a_migration_that_is_busy_in_python_is_ended(tree: Project, database: Database) -> None:

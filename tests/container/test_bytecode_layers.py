@@ -12,7 +12,6 @@ pytestmark = pytest.mark.container
 NEWEST = "f00dfeedbeef"
 ALEMBIC = ("--entrypoint=alembic",)
 FIND = ("--entrypoint=find",)
-ROOT_USER = ("--user=0:0",)
 
 
 def creates(table, revision=NEWEST, parent=HEAD):
@@ -24,14 +23,14 @@ def creates(table, revision=NEWEST, parent=HEAD):
 def layered_image(build, image):
     """Build an image whose bytecode is another release's: run by root, who may remove it."""
     release = {
-        "old/mended.py": creates("wrong"),
+        "old/mended.py": creates("wrong_code"),
         "old/gone.py": creates("gone", LOST, NEWEST),
-        "new/mended.py": creates("right"),
+        "new/mended.py": creates("right_code"),
     }
-    compile_old = "python -m compileall -q --invalidation-mode unchecked-hash versions && rm versions/gone.py"
+    compile_old = "python -m compileall -q --invalidation-mode unchecked-hash mended.py gone.py && rm gone.py"
     return build(
         f"FROM {image}\nUSER 0:0\nCOPY old /app/migrations/versions\n"
-        f"RUN cd migrations && {compile_old}\nCOPY new /app/migrations/versions\n",
+        f"RUN cd migrations/versions && {compile_old}\nCOPY new /app/migrations/versions\n",
         release,
     )
 
@@ -44,7 +43,7 @@ def cleaned_image(build, layered_image):
 
 def made(database):
     """Return which of the two releases' tables is there."""
-    return [table for table in ("wrong", "right") if database.has_table(table)]
+    return [table for table in ("wrong_code", "right_code") if database.has_table(table)]
 
 
 def bytecode(start, image):
@@ -58,14 +57,14 @@ def test_alembic_alone_runs_the_wrong_code_of_the_layer_beneath(start, layered_i
     assert bytecode(start, layered_image) == ["gone", "mended"]
     alembic = start("upgrade", "head", options=(*notes_database.access, *ALEMBIC), image=layered_image)
     assert alembic.exit_code() == 0, alembic.stderr()
-    assert made(notes_database) == ["wrong"]
+    assert made(notes_database) == ["wrong_code"]
 
 
 def test_a_line_in_the_dockerfile_makes_alembic_alone_run_the_right_code(start, cleaned_image, notes_database):
     assert bytecode(start, cleaned_image) == []
     alembic = start("upgrade", "head", options=(*notes_database.access, *ALEMBIC), image=cleaned_image)
     assert alembic.exit_code() == 0, alembic.stderr()
-    assert made(notes_database) == ["right"]
+    assert made(notes_database) == ["right_code"]
 
 
 def test_a_start_removes_the_wrong_code_and_runs_the_right(start, layered_image, notes_database):
@@ -73,13 +72,13 @@ def test_a_start_removes_the_wrong_code_and_runs_the_right(start, layered_image,
     assert container.exit_code() == 0, container.stderr()
     [event] = container.named("bytecode.removed")
     assert sorted(each["reason"] for each in event["removed"]) == ["orphan", "unchecked"]
-    assert made(notes_database) == ["right"]
+    assert made(notes_database) == ["right_code"]
 
 
 def test_wrong_code_that_cannot_be_removed_is_not_run(start, layered_image, notes_database):
     container = start("true", options=(*notes_database.access, "--read-only"), image=layered_image)
     assert container.exit_code() == 0, container.stderr()
-    assert made(notes_database) == ["right"]
+    assert made(notes_database) == ["right_code"]
 
 
 def test_an_orphan_is_no_revision_and_its_removal_brings_none_back(start, layered_image, cleaned_image, notes_database):
@@ -116,7 +115,7 @@ BESIDE = "/context/app/beside.pyc"
     ],
 )
 def test_a_pattern_without_two_stars_ignores_bytecode_only_at_the_root(start, build, image, ignored, copied):
-    files = {path: "" for path in (*CONTEXT, "app/beside.py", "app/beside.pyc")}
+    files = dict.fromkeys((*CONTEXT, "app/beside.py", "app/beside.pyc"), "")
     built = build(f"FROM {image}\nCOPY . /context\n", {**files, ".dockerignore": ignored})
     container = start("/context", "-name", "*.py", "-o", "-name", "*.pyc", options=FIND, image=built)
     assert container.exit_code() == 0

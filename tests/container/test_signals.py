@@ -119,6 +119,12 @@ def test_the_app_is_alone_whatever_a_migration_left_behind(start, build, image, 
         f"FROM {image}\nCOPY left_behind.py /app/migrations/versions/\n",
         {"left_behind.py": LEFT_BEHIND},
     )
+    script = ("-c", 'alembic upgrade head && exec python -c "$0"', SHOW_PROCESSES)
+    inheriting = start(*script, options=(*notes_database.access, "--entrypoint=sh"), image=leaving)
+    assert inheriting.exit_code() == 0, inheriting.stderr()
+    assert len(inheriting.stdout().split()) > 1, "behind a script the app inherits them"
+    notes_database.query(f"UPDATE alembic_version SET version_num = '{HEAD}'")
+
     container = start("python", "-c", SHOW_PROCESSES, options=notes_database.access, image=leaving)
     assert container.exit_code() == 0, container.stderr()
     assert container.stdout() == "/proc/1\n"

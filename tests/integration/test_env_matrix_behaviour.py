@@ -109,8 +109,7 @@ def peak_memory(folder: Path, database: Database) -> int:
 
 
 def test_a_changed_working_directory_changes_nothing_else(tmp_path: Path, database: Database) -> None:
-    tree = tree_in(tmp_path, env_py(above="os.chdir('/')"))
-    tree.write("alembic.ini", ini_with("x://").replace("%(here)s/", ""))
+    tree_in(tmp_path, env_py(above="os.chdir('/')"))
     result = entrypoint("run", "--", "pwd", cwd=tmp_path, env={"DATABASE_URL": database.url})
     assert (result.code, result.stdout) == (0, f"{tmp_path}\n")
     assert [each["path"] for each in result.named("migration.started")] == [
@@ -118,6 +117,16 @@ def test_a_changed_working_directory_changes_nothing_else(tmp_path: Path, databa
         "migrations/versions/r2.py",
     ]
     assert recorded(database) == ["r2"]
+
+
+def test_a_changed_working_directory_with_relative_locations_is_refused(tmp_path: Path, database: Database) -> None:
+    # Plain Alembic looks for the migrations after env.py, finds none, makes an empty version table and ends with 0.
+    tree = tree_in(tmp_path, env_py(above="os.chdir('/')"))
+    tree.write("alembic.ini", ini_with("x://").replace("%(here)s/", ""))
+    result = migrate(tree, database)
+    assert (result.code, result.state) == (78, "BROKEN")
+    assert "there are no migrations in the version locations" in result.message
+    assert tables(database) == []
 
 
 def test_an_environment_that_env_py_changes_is_not_the_apps(tmp_path: Path, database: Database) -> None:

@@ -149,8 +149,7 @@ with other.begin() as second:
 """
 
 
-@pytest.mark.parametrize("place", ["above", "after"])
-@pytest.mark.parametrize("is_given", [True, False])
+@pytest.mark.parametrize(("place", "is_given"), [("above", True), ("after", True), ("after", False)])
 def test_a_second_engine_to_another_database_is_left_alone(
     tmp_path: Path, database: Database, other: Database, place: str, is_given: bool
 ) -> None:

@@ -26,8 +26,7 @@ def test_mysql_without_a_url_of_ours(tmp_path: Path) -> None:
     tree = tree_in(tmp_path, env_py(), ini=ini_with("mysql+pymysql://app:secret@db.invalid/app"))
     result = migrate(tree)
     assert result.code == 78
-    assert "mysql" in result.message
-    assert "not PostgreSQL" in result.message
+    assert "its sqlalchemy.url: it is a URL of mysql+pymysql, not of PostgreSQL" in result.message
     assert "secret" not in result.stderr
 
 
@@ -87,6 +86,24 @@ with context.begin_transaction():
     for result in (migrate(tree), migrate(tree, database)):
         assert result.code == 78
         assert tables(database) == []
+
+
+def test_an_env_py_that_writes_to_another_database_first_must_be_told_the_url(
+    tmp_path: Path, database: Database, other: Database
+) -> None:
+    # Without a URL the first place that it connects to is taken for the target, until another reaches configure().
+    other.execute("CREATE TABLE audit (line text)")
+    second = f"""
+with create_engine({url_on("psycopg", other)!r}).begin() as second:
+    second.execute(text("INSERT INTO audit VALUES ('here')"))
+"""
+    tree = tree_in(tmp_path, env_py(f"create_engine({url_on('psycopg', database)!r})", above=second))
+    result = migrate(tree)
+    assert result.code == 78
+    assert f"env.py migrates {database.name} at" in result.message
+    assert "set ALEMBIC_ENTRYPOINT_DATABASE_URL" in result.message
+    assert tables(database) == []
+    assert migrate(tree, database).code == 0
 
 
 @pytest.mark.parametrize("is_given", [True, False])

@@ -30,6 +30,8 @@ SAID = [
     (AT + "server is in hot standby mode", WAIT),
     (AT + "SSL SYSCALL error: EOF detected", WAIT),
     (AT + "SSL error: unexpected eof while reading", WAIT),
+    ("the name 'certificate' does not resolve: Name or service not known", WAIT),
+    (AT.replace("127.0.0.1", "sslmode.example.com") + "Connection refused", WAIT),
     ("it is a standby, which cannot be migrated", WAIT),
     (AT + "FATAL:  Passwort-Authentifizierung für Benutzer »app« fehlgeschlagen", WAIT),
     ("", WAIT),

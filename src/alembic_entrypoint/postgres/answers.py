@@ -37,7 +37,7 @@ _BY_SQLSTATE = (
 #: the others say; one that refuses us is not made better by others that are not there.
 _BY_TEXT = (
     (
-        r"invalid (connection option|URI query|port|integer|\w+ value)|missing \"=\"|could not match \d+",
+        r"invalid (connection option|URI query|port|integer|\w+ value)|missing \"\"|could not match \d+",
         Outcome.UNUSABLE,
     ),
     (r"starting up|shutting down|recovery mode|not (currently |yet )?accepting|it is a standby", Outcome.WAIT),
@@ -46,10 +46,10 @@ _BY_TEXT = (
     # A balancer with nothing behind it accepts and hangs up.
     (r"SSL SYSCALL error|unexpected eof", Outcome.WAIT),
     (r"authentication failed|no password supplied|authentication method|channel binding", Outcome.DENIED),
-    (r"role \".*\" (does not exist|is not permitted to log in)|no such user", Outcome.DENIED),
+    (r"role \"\" (does not exist|is not permitted to log in)|no such user", Outcome.DENIED),
     (r"pg_hba\.conf|permission denied for database", Outcome.DENIED),
     (r"does not support SSL|certificate|SSL error|sslmode|root\.crt|sslv3|tlsv1", Outcome.DENIED),
-    (r"database \".*\" does not exist|no such database", Outcome.WRONG),
+    (r"database \"\" does not exist|no such database", Outcome.WRONG),
 )
 
 
@@ -59,8 +59,10 @@ def understand(text: str, sqlstate: str | None = None) -> Answer:
     for pattern, outcome in _BY_SQLSTATE:
         if sqlstate and re.fullmatch(pattern, sqlstate):
             return Answer(outcome, reason)
+    # A host or role may be called anything, "certificate" included.
+    unnamed = re.sub(r"\"[^\"\n]*\"|'[^'\s]*'", '""', text)
     for pattern, outcome in _BY_TEXT:
-        if re.search(pattern, text, re.IGNORECASE):
+        if re.search(pattern, unnamed, re.IGNORECASE):
             return Answer(outcome, reason)
     return Answer(Outcome.WAIT, reason)
 

@@ -12,6 +12,12 @@ import psycopg
 from alembic_entrypoint.errors import Misconfigured
 
 OLDEST = 130000
+SHARED = (
+    "The URL leads through a pooler that shares server sessions (transaction or statement pooling): a lock taken there "
+    "protects nothing, and two replicas would migrate at once.\n"
+    "Set ALEMBIC_ENTRYPOINT_DATABASE_URL to the database itself or to a session-pooling port; the app's own "
+    "DATABASE_URL can stay as it is."
+)
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,9 @@ class Worker:
             "stdout": Lines(LONGEST_LINE),
             "stderr": Lines(LONGEST_LINE),
         }
-        # A look runs env.py only to see what it sees; what it prints then, it prints again when it migrates.
-        # Where env.py is asked for the URL, the password that it may print is not yet known, and cannot be hidden.
-        self._level = {"migrate": "info", "ask": None}.get(request.order, "debug")
+        self._level: str | None = None
+        #: whether it waits for another order, having looked
+        self.is_idle = False
         self.exit_status: int | None = None
         self.last_output: list[str] = []
 
@@ -51,7 +51,9 @@ class Worker:
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
         try:
             self._process = subprocess.Popen(
-                [self._python, script, str(their_reading), str(their_writing)],
+                # Bytecode that nobody compares with its source, and that may not be removed from a read-only image, is
+                # compared: a wrong migration must not run.
+                [self._python, "--check-hash-based-pycs", "always", script, str(their_reading), str(their_writing)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -76,7 +78,7 @@ class Worker:
             "stdout": self._process.stdout.fileno(),
             "stderr": self._process.stderr.fileno(),
         }
-        self.tell(self._request.encode())
+        self.order(self._request)
         return self
 
     def __exit__(
@@ -84,13 +86,21 @@ class Worker:
     ) -> None:
         self.end()
 
+    def order(self, request: Request) -> None:
+        """Ask for something; again, of a worker that is idle."""
+        self.is_idle = False
+        # A look runs env.py only to see what it sees; what it prints then, it prints again when it migrates.
+        # Where env.py is asked for the URL, the password that it may print is not yet known, and cannot be hidden.
+        self._level = {"migrate": "info", "ask": None}.get(request.order, "debug")
+        self.tell(request.encode())
+
     def tell(self, message: Message) -> None:
         """Say one thing; a worker that is gone does not hear it, and its end is seen elsewhere."""
         with suppress(BrokenPipeError):
             write(self._writing, message)
 
     def messages(self, tick: Callable[[], None] = lambda: None, every: float = 0.5) -> Iterator[Message]:
-        """Give what the worker says until it has ended; call `tick` at least every so many seconds.
+        """Give what the worker says until it has ended or is idle; call `tick` at least every so many seconds.
 
         Its end counts, not that of its pipes: a process that env.py left behind may hold them. An exception of `tick`
         ends the iteration; the worker is ended when its context is left.
@@ -101,7 +111,7 @@ class Worker:
                 selector.register(descriptor, selectors.EVENT_READ, name)
             next_tick = time.monotonic() + every
             pause = every
-            while not self._has_ended():
+            while not self.is_idle and not self._has_ended():
                 for key, _ in selector.select(max(0.0, min(next_tick - time.monotonic(), pause))):
                     if (lines := self._read(key.data)) is None:
                         selector.unregister(key.fd)
@@ -111,7 +121,8 @@ class Worker:
                 if time.monotonic() >= next_tick:
                     tick()
                     next_tick = time.monotonic() + every
-        yield from self._last_words()
+        if not self.is_idle:
+            yield from self._last_words()
 
     def _has_ended(self) -> bool:
         """Tell whether the worker has ended; until it is waited for, its process group cannot be another's."""
@@ -134,7 +145,9 @@ class Worker:
     def _heard(self, name: str, lines: list[bytes]) -> Iterator[Message]:
         for line in lines:
             if name == "messages":
-                yield decode(line)
+                message = decode(line)
+                self.is_idle = message["said"] == "idle"
+                yield message
             else:
                 self._log(name, line)
 
@@ -162,6 +175,7 @@ class Worker:
         """End the worker and everything it started; wait `grace` seconds for it to end by itself first."""
         if self not in running:
             return
+        self.is_idle = False
         running.remove(self)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(grace)

@@ -86,6 +86,8 @@ class Environment:
 
     def _resolved(self, dependencies: Any) -> Any:
         """`depends_on` may name a branch label; give the revision that carries it."""
+        if not dependencies:
+            return ()
         labels = {label: each.revision for each in self.scripts for label in each._orig_branch_labels}
         return [labels.get(each, each) for each in _words(dependencies)]
 

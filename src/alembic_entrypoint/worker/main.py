@@ -1,4 +1,8 @@
-"""The worker: take one request, run `env.py`, tell the parent what happens, and die with it."""
+"""The worker: take a request, run `env.py`, tell the parent what happens, and die with it.
+
+Importing Alembic, SQLAlchemy and a thousand migrations takes longer than most of what follows. So a worker that looks
+does it in a fork, and goes on to migrate itself, with everything imported and `env.py` never run before.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,8 @@ class Parent:
         self._reading = reading
         self._writing = writing
         self._lock = threading.Lock()
+        self._lines = Lines(1 << 30)
+        self._unread: list[bytes] = []
         self.words: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.at_end: Callable[[], None] = lambda: None
 
@@ -32,16 +38,26 @@ class Parent:
         with self._lock:
             write(self._writing, {"said": said, **keys})
 
+    def next_word(self) -> Message:
+        """Wait for one thing that the parent says; when it is gone, or says cancel, end at once."""
+        while not self._unread:
+            data = self._read()
+            if not data:
+                self._end()
+            self._unread = self._lines.feed(data)
+        message = decode(self._unread.pop(0))
+        if message.get("order") == "cancel":
+            self._end()
+        return message
+
     def listen(self) -> None:
-        """Pass on what the parent says; when it is gone, or says cancel, end at once. For a thread."""
-        lines = Lines(1 << 30)
-        while data := self._read():
-            for line in lines.feed(data):
-                message = decode(line)
-                if message.get("order") == "cancel":
-                    self._end()
-                self.words.put(message)
-        self._end()
+        """Pass on what the parent says, while env.py runs."""
+
+        def listening() -> None:
+            while True:
+                self.words.put(self.next_word())
+
+        threading.Thread(target=listening, daemon=True).start()
 
     def _read(self) -> bytes:
         try:
@@ -75,22 +91,84 @@ class Work:
 
 
 def main(reading: int, writing: int) -> NoReturn:
-    """Run one request and end."""
+    """Run one request, or a look and what comes after it, and end."""
     for descriptor in (reading, writing):
         os.set_inheritable(descriptor, False)
     parent = Parent(reading, writing)
-    threading.Thread(target=parent.listen, daemon=True).start()
-    request = Request.decode(parent.words.get())
+    request = Request.decode(parent.next_word())
     policy = connections.Policy(connect_timeout=request.connect_timeout)
+    _route(request, parent, policy)
     parent.at_end = functools.partial(_cancel_all, policy)
     work = Work(parent)
     try:
         # Everything below imports the user's packages.
-        _ORDERS[request.order](request, parent, policy, work)
-        parent.tell("done")
+        environment = _prepared(request, policy)
+        if request.stays and _looked_in_a_fork(request, parent, policy, work, environment):
+            parent.tell("idle")
+            request = environment.request = Request.decode(parent.next_word())
+            _route(request, parent, policy)
+        _run(request, parent, policy, work, environment)
     except BaseException as error:  # env.py may raise anything, SystemExit and KeyboardInterrupt included
         parent.tell("failed", **_failure(error, work), places=_places(policy))
     _end()
+
+
+def _route(request: Request, parent: Parent, policy: connections.Policy) -> None:
+    """Say where connections go, and what they run first."""
+    policy.places = set(request.places)
+    if request.order == "ask":
+
+        def asked(made: connections.Made) -> None:
+            parent.tell("asked", parameters=made.parameters, driver=made.driver)
+            _end()
+
+        policy.asked = asked
+    elif request.order in ("observe", "sql"):
+        policy.target = request.parameters if request.is_redirecting and request.is_given else None
+        if request.is_redirecting and not request.is_learned:
+            policy.places = None
+        policy.steps = lambda _: connections.read_only_steps()
+    else:
+        assert request.token is not None
+        fence = functools.partial(connections.fence_steps, request.token, request.session)
+        policy.target = request.parameters if request.is_given else None
+        policy.steps = lambda is_target: fence() if is_target else None
+        policy.left_alone = lambda place: parent.tell("left_alone", place=str(place))
+
+
+def _prepared(request: Request, policy: connections.Policy) -> Any:
+    """Wrap the drivers, then import Alembic and the migrations, which may import drivers."""
+    connections.install(policy)
+    from alembic_entrypoint.worker.environment import Environment
+
+    return Environment(request, policy)
+
+
+def _run(request: Request, parent: Parent, policy: connections.Policy, work: Work, environment: Any) -> None:
+    parent.listen()
+    _ORDERS[request.order](request, parent, policy, work, environment)
+    parent.tell("done")
+
+
+def _looked_in_a_fork(
+    request: Request, parent: Parent, policy: connections.Policy, work: Work, environment: Any
+) -> bool:
+    """Look in a child process; False, where the imports left threads or connections, which cannot be forked."""
+    if policy.made or threading.active_count() > 1 or len(os.listdir("/proc/self/task")) > 1:
+        return False
+    child = os.fork()
+    if child == 0:
+        try:
+            _run(request, parent, policy, work, environment)
+        except BaseException as error:
+            parent.tell("failed", **_failure(error, work), places=_places(policy))
+        _end()
+    _, status = os.waitpid(child, 0)
+    if status:
+        code = os.waitstatus_to_exitcode(status)
+        parent.tell("failed", kind="died", error=f"env.py ended its process with status {code}", migration=None)
+        _end()
+    return True
 
 
 def _end() -> NoReturn:
@@ -102,37 +180,23 @@ def _end() -> NoReturn:
     os._exit(0)
 
 
-def _ask(request: Request, parent: Parent, policy: connections.Policy, work: Work) -> None:
+def _ask(request: Request, parent: Parent, policy: connections.Policy, work: Work, environment: Any) -> None:
     """Run env.py until it connects, and tell where to."""
+    from alembic_entrypoint.worker.environment import Unusable
 
-    def asked(made: connections.Made) -> None:
-        parent.tell("asked", parameters=made.parameters, driver=made.driver)
-        _end()
-
-    policy.asked = asked
-    connections.install(policy)
-    from alembic_entrypoint.worker.environment import Environment, Unusable
-
-    environment = Environment(request, policy)
     parent.tell("configured", url=environment.configured_url)
     environment.run(lambda recorded, context: [], dont_mutate=True)
     raise Unusable("env.py runs the migrations without connecting to PostgreSQL")
 
 
-def _observe(request: Request, parent: Parent, policy: connections.Policy, work: Work) -> None:
+def _observe(request: Request, parent: Parent, policy: connections.Policy, work: Work, environment: Any) -> None:
     """Look at the migrations and the database; everything is read-only."""
-    policy.target = request.parameters if request.is_redirecting else None
-    policy.places = None if request.is_redirecting and not request.is_learned else set(request.places)
-    policy.steps = lambda _: connections.read_only_steps()
-    connections.install(policy)
     from alembic_entrypoint.worker import transactions
-    from alembic_entrypoint.worker.environment import Environment, look
+    from alembic_entrypoint.worker.environment import look
 
     transactions.keep_read_only()
-    environment = Environment(request, policy)
     if environment.cleaned:
         parent.tell("cleaned", removed=environment.cleaned)
-    parent.tell("loaded", migrations=environment.migrations(), unloadable=environment.unloadable)
 
     def at_migrations(recorded: tuple[str, ...], context: Any) -> list[Any]:
         parent.tell("observed", **_seen(environment, look(context, recorded)))
@@ -141,24 +205,16 @@ def _observe(request: Request, parent: Parent, policy: connections.Policy, work:
     environment.run(at_migrations, dont_mutate=True)
 
 
-def _migrate(request: Request, parent: Parent, policy: connections.Policy, work: Work) -> None:
+def _migrate(request: Request, parent: Parent, policy: connections.Policy, work: Work, environment: Any) -> None:
     """Look once more, over the connection that will migrate; wait for the word; then upgrade."""
     assert request.token is not None
-    token, session = request.token, request.session
-    policy.target = request.parameters if request.is_given else None
-    policy.places = set(request.places)
-    policy.steps = lambda is_target: connections.fence_steps(token, session) if is_target else None
-    policy.left_alone = lambda place: parent.tell("left_alone", place=str(place))
-    connections.install(policy)
     from alembic_entrypoint.worker import transactions
-    from alembic_entrypoint.worker.environment import Environment, Unusable, look
+    from alembic_entrypoint.worker.environment import Unusable, look
 
-    fence = transactions.Fence(policy, token, session)
+    fence = transactions.Fence(policy, request.token, request.session)
     fence.keep(work.commit)
-    environment = Environment(request, policy)
-    if environment.configured_place and request.is_given:
+    if environment.configured_place and request.is_given and policy.places is not None:
         policy.places.add(environment.configured_place)
-    parent.tell("loaded", migrations=environment.migrations(), unloadable=environment.unloadable)
 
     def at_migrations(recorded: tuple[str, ...], context: Any) -> list[Any]:
         if environment.made is None or not environment.made.is_target:
@@ -176,6 +232,7 @@ def _migrate(request: Request, parent: Parent, policy: connections.Policy, work:
             context._ensure_version_table()
         steps = _steps(environment, word["revisions"], recorded)
         check = functools.partial(fence.check_migration, context.connection)
+        check()
         context.on_version_apply_callbacks = (*context.on_version_apply_callbacks, _finished(parent, work))
         return [_watched(step, n, len(steps), parent, work, check) for n, step in enumerate(steps, 1)]
 
@@ -183,16 +240,11 @@ def _migrate(request: Request, parent: Parent, policy: connections.Policy, work:
     environment.run(at_migrations, dont_mutate=True)
 
 
-def _sql(request: Request, parent: Parent, policy: connections.Policy, work: Work) -> None:
+def _sql(request: Request, parent: Parent, policy: connections.Policy, work: Work, environment: Any) -> None:
     """Print what an upgrade would run, without a connection."""
-    policy.target = request.parameters if request.is_given else None
-    policy.steps = lambda _: connections.read_only_steps()
-    connections.install(policy)
     from alembic_entrypoint.worker import transactions
-    from alembic_entrypoint.worker.environment import Environment
 
     transactions.keep_read_only()
-    environment = Environment(request, policy)
     environment.config.output_buffer = cast(TextIO, _Telling(parent))
     revisions = environment.target_revisions()
 
@@ -238,7 +290,7 @@ def _seen(environment: Any, seen: Message) -> Message:
 
 
 def _watched(step: Any, n: int, of: int, parent: Parent, work: Work, check: Callable[[], None]) -> Any:
-    """Tell when a migration begins, and check the fence before and after it."""
+    """Tell when a migration begins, and check the fence after it; before it, BEGIN or the one before it did."""
     from alembic_entrypoint.worker.environment import shown
 
     run, revision = step.migration_fn, step.revision
@@ -254,7 +306,6 @@ def _watched(step: Any, n: int, of: int, parent: Parent, work: Work, check: Call
             "doc": revision.doc or "",
         }
         parent.tell("started", **work.migration)
-        check()
         run(**keys)
         check()
 
@@ -297,7 +348,7 @@ def _cancel_all(policy: connections.Policy) -> None:
         thread.join(1.0)
 
 
-_ORDERS: Mapping[str, Callable[[Request, Parent, connections.Policy, Work], None]] = {
+_ORDERS: Mapping[str, Callable[[Request, Parent, connections.Policy, Work, Any], None]] = {
     "ask": _ask,
     "observe": _observe,
     "look": _migrate,

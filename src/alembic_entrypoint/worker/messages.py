@@ -63,6 +63,8 @@ class Request:
     #: settings of every migrating session: name -> value
     session: Mapping[str, str] = field(default_factory=dict)
     connect_timeout: float = 60.0
+    #: whether another order may follow: then env.py is run in a fork, and what was imported is kept for the next
+    stays: bool = False
     #: whether stale bytecode in the migrations' folders is removed before they are loaded
     is_cleaning: bool = False
     #: recorded revisions to start from, for `sql`

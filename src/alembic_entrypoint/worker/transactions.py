@@ -10,7 +10,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 
 from alembic_entrypoint.worker.connections import FenceError, Policy, setting_statement
-from alembic_entrypoint.worker.messages import HOLDER_CHECK, LOCK_B, LOCK_CLASS
+from alembic_entrypoint.worker.messages import HOLDER_CHECK, LOCK_B, LOCK_CLASS, TOKEN_CLASS
 
 _TIMEOUT = "alembic_entrypoint.lock_timeout"
 _CONCURRENTLY = re.compile(r"\b(INDEX|DETACH)\b.*\bCONCURRENTLY\b", re.IGNORECASE | re.DOTALL)
@@ -30,10 +30,11 @@ class Fence:
 
     def __init__(self, policy: Policy, token: int, session: Mapping[str, str]) -> None:
         self._policy = policy
+        self._token = token
         self._check = HOLDER_CHECK.replace("%(token)s", str(token))
         self._session = session
         #: what a migrating session had set when the first migration began, env.py's own wishes included
-        self._settings: dict[str, str] = {}
+        self._settings: dict[str, str | None] = {}
 
     def keep(self, committing: Callable[[], None]) -> None:
         """Hold it in every transaction from now on, and tell of each COMMIT before it is sent."""
@@ -83,21 +84,27 @@ class Fence:
             _execute(connection, setting_statement(self._session))
 
     def check_migration(self, connection: Connection) -> None:
-        """Hold the fence before and after a migration, and undo what one before it has set. Raises FenceError."""
+        """Hold the fence after a migration, and undo what it has set. Raises FenceError.
+
+        Cheap, since it runs after each of a thousand: pg_locks may have ten thousand rows by then. This transaction
+        has held its share since BEGIN, and a token that nobody else holds would be ours for the asking.
+        """
         if not self._is_target(connection) or not connection.in_transaction():
             return  # the next BEGIN does the same
-        self.hold(connection)
-        names = ", ".join(f"'{name}'" for name in self._session)
+        lock, token = f"({LOCK_CLASS}, {LOCK_B})", f"({TOKEN_CLASS}, {self._token})"
+        settings = ", ".join(f"pg_catalog.current_setting('{name}', true)" for name in self._session)
         row = _execute(
             connection,
-            "SELECT pg_catalog.string_agg(name || '=' || setting, ';') FROM pg_catalog.pg_settings "
-            f"WHERE name IN ({names}) AND context = 'user'",
+            f"SELECT pg_catalog.pg_try_advisory_lock_shared{lock}, pg_catalog.pg_try_advisory_xact_lock_shared{lock}, "
+            f"NOT pg_catalog.pg_try_advisory_xact_lock_shared{token}, {settings}",
         )
-        settings = dict(each.split("=", 1) for each in (row[0] or "").split(";") if "=" in each)
-        self._settings = self._settings or settings
-        changed = {name: value for name, value in self._settings.items() if settings.get(name) != value}
-        for name, value in changed.items():
-            _execute(connection, f"SELECT pg_catalog.set_config('{name}', '{_quoted(value)}', false)")
+        if not all(row[:3]):
+            raise FenceError("the lock is not held any more")
+        found = dict(zip(self._session, row[3:], strict=True))
+        for name, value in self._settings.items():
+            if value is not None and found[name] != value:
+                _execute(connection, f"SELECT pg_catalog.set_config('{name}', '{_quoted(value)}', false)")
+        self._settings = self._settings or found
 
     def _is_target(self, connection: Connection) -> bool:
         try:

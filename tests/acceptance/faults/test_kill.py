@@ -60,9 +60,9 @@ def with_concurrently(folder: Path) -> Project:
     """Make a second migration that builds an index concurrently."""
     made = witnessed(folder, env=ENV)
     block = f"""
-{WITNESS.format("r2", 0.05)}
 op.execute("CREATE TABLE t2 (id int)")
 op.execute("INSERT INTO t2 SELECT generate_series(1, 15)")
+{WITNESS.format("r2", 0)}
 with op.get_context().autocommit_block():
     op.execute(f"CREATE INDEX CONCURRENTLY slow_index ON t2 (slow(id, {{os.getpid()}}))")
 """

@@ -34,7 +34,7 @@ class Peak:
         while not self._over.wait(0.02):
             row = self._connection.execute(
                 "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
-                "AND pid <> pg_backend_pid() AND application_name LIKE 'alembic-entrypoint%'"
+                "AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
             ).fetchone()
             self.sessions = max(self.sessions, row[0] if row else 0)
 
