@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import resource
+import secrets
 import signal
 import statistics
 import subprocess
@@ -23,12 +24,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import psycopg
 from starts import BIN, database, tree
 
 from alembic_entrypoint.postgres.embedded import Embedded, embedded_server
+
+SLOWLY = "def upgrade():\n    __import__('time').sleep(1)"
 
 
 @dataclass
@@ -36,13 +39,11 @@ class Replica:
     """One run and its log."""
 
     process: subprocess.Popen[bytes]
-    log: IO[bytes]
+    log: Path
 
     def events(self) -> list[dict[str, Any]]:
-        self.log.seek(0)
-        return [
-            json.loads(line) for line in self.log.read().splitlines() if line.startswith(b"{") and line.endswith(b"}")
-        ]
+        lines = self.log.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
     def has(self, event: str) -> bool:
         return any(each["event"] == event for each in self.events())
@@ -54,10 +55,11 @@ class Replica:
 
 
 def start(stack: ExitStack, folder: Path, url: str) -> Replica:
-    log = stack.enter_context(tempfile.TemporaryFile())
+    log = folder / f"{secrets.token_hex(4)}.log"
     environment = {**os.environ, "DATABASE_URL": url, "ALEMBIC_ENTRYPOINT_WAIT_TIMEOUT": "600"}
     command = [str(BIN / "alembic-entrypoint"), "run", "--", "true"]
-    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=log, stdout=log, stdin=subprocess.DEVNULL)
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stderr=stderr, stdin=subprocess.DEVNULL)
     stack.callback(process.kill)
     return Replica(process, log)
 
@@ -135,15 +137,12 @@ def measure(server: Embedded, counts: list[int], rounds: int) -> None:
         tree(folder, 10)
         with database(server) as url:
             alone = stampede(folder, url, 1)
-        print(
-            f"One replica alone: ready after {alone.ready:.2f} s, {alone.cpu:.2f} s of CPU; {os.cpu_count()} cores.\n"
-        )
-        print(
-            "| replicas | all ready | N × CPU of one, on these cores | CPU used | peak sessions | unlock to last start |"
-        )
+        cores = os.cpu_count() or 1
+        print(f"One replica alone: ready after {alone.ready:.2f} s, {alone.cpu:.2f} s of CPU; {cores} cores.\n")
+        print("| replicas | all ready | N times the CPU of one | CPU used | peak sessions | unlock to last start |")
         print("|---:|---:|---:|---:|---:|---:|")
         for count in counts:
-            floor = count * alone.cpu / (os.cpu_count() or 1)
+            floor = count * alone.cpu / cores
             for _ in range(rounds):
                 with database(server) as url:
                     seen = stampede(folder, url, count)
@@ -157,11 +156,11 @@ def measure(server: Embedded, counts: list[int], rounds: int) -> None:
             file.write_text(
                 file.read_text().replace("def upgrade():", "def upgrade():\n    __import__('time').sleep(1)")
             )
-        times = []
+        waits = []
         for _ in range(5):
             with database(server) as url:
-                times.append(from_kill_to_next(slow, url))
-        print(f"\nFrom SIGKILL to the next migrator's first migration: {statistics.median(times):.2f} s (median of 5).")
+                waits.append(from_kill_to_next(slow, url))
+        print(f"\nFrom SIGKILL to the next migrator's first migration: {statistics.median(waits):.2f} s (median of 5).")
 
 
 def main() -> None:
@@ -170,7 +169,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, nargs="+", default=[20, 50, 100])
     parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()
-    with embedded_server() as server:
+    with embedded_server(settings={"max_connections": "25"}) as server:
         measure(server, arguments.replicas, arguments.rounds)
 
 

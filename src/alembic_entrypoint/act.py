@@ -30,6 +30,9 @@ from alembic_entrypoint.observe import (
 from alembic_entrypoint.postgres import activity
 from alembic_entrypoint.postgres.leftovers import invalid_indexes
 from alembic_entrypoint.postgres.session import ALIVE
+from alembic_entrypoint.schema import snapshot
+from alembic_entrypoint.schema.difference import difference
+from alembic_entrypoint.schema.facts import Snapshot
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.wait import connected
 from alembic_entrypoint.worker.client import Worker
@@ -59,6 +62,8 @@ class Progress:
     started: float = field(default_factory=time.monotonic)
     blocker: activity.Session | None = None
     failure: Message | None = None
+    #: the schema before the first migration ran, where it could be read
+    before: Snapshot | None = None
 
     @property
     def is_partly_committed(self) -> bool:
@@ -149,7 +154,7 @@ def _run_worker(
     with given as worker:
         try:
             for message in worker.messages(watch.tick):
-                _hear(message, worker, settings, decide, progress)
+                _hear(message, worker, lock, settings, decide, progress)
         except LockLost:
             worker.tell({"order": "cancel"})
             _hear_out(worker, progress)
@@ -209,13 +214,16 @@ def application_name(settings: Settings, step: str) -> str:
     return f"alembic-entrypoint {step} {socket.gethostname()}{image}"[:63]
 
 
-def _hear(message: Message, worker: Worker, settings: Settings, decide: Decide, progress: Progress) -> None:
+def _hear(
+    message: Message, worker: Worker, lock: Lock, settings: Settings, decide: Decide, progress: Progress
+) -> None:
     """React to one thing that the worker says."""
     said = message["said"]
     if said == "observed":
         progress.facts = facts_of(message, settings)
         progress.decision = decide(progress.facts)
         if progress.decision.action is Action.UPGRADE:
+            progress.before = _schema(lock, progress.facts)
             worker.tell({"order": "upgrade", "revisions": progress.facts.target_revisions})
         else:
             worker.tell({"order": "stop"})
@@ -395,10 +403,23 @@ def _left_behind(lock: Lock, progress: Progress) -> tuple[list[str], list[str]]:
     order = {revision: n for n, revision in enumerate(progress.finished)}
     applied = sorted(facts.graph.ancestors(recorded) - facts.applied, key=lambda each: order.get(each, len(order)))
     left = [f"  - {each}" for each in invalid_indexes(lock.connection)]
+    after = _schema(lock, facts)
+    if after is not None and progress.before is not None and not applied:
+        left += [f"  - {each.line('now', 'before')}" for each in difference(after, progress.before)]
     if progress.is_partly_committed and progress.migration is not None:
         migration = progress.migration
         left.append(f"  - what {migration['revision']} did before its last commit; see {migration['path']}")
     return applied, left
+
+
+def _schema(lock: Lock, facts: Facts) -> Snapshot | None:
+    """Read the schema, but for the version table, which Alembic makes first; None where that is not to be had."""
+    table = facts.version_table
+    try:
+        return snapshot.take(lock.connection, ignore=(snapshot.LEDGER, (table.resolved_schema, table.name)))
+    except psycopg.Error as error:
+        log("schema.observed", level="warning", note="the schema could not be read for comparison", reason=str(error))
+        return None
 
 
 def _after_loss(lost: LockLost, target: Target, progress: Progress) -> Ended:

@@ -58,6 +58,13 @@ class Cleaned:
     removed: tuple[Stale, ...]
     kept: tuple[tuple[Stale, str], ...]
 
+    def document(self) -> dict[str, object]:
+        """Say it as a log event has it."""
+        return {
+            "removed": [{"path": stale.path, "reason": stale.reason.value} for stale in self.removed],
+            "kept": [{"path": stale.path, "reason": stale.reason.value, "error": error} for stale, error in self.kept],
+        }
+
 
 @dataclass(frozen=True)
 class Listing:

@@ -102,7 +102,7 @@ class _Lines:
 def _renderer(console: bool, is_terminal: bool) -> Any:
     inner: Any
     if console:
-        inner = _console(structlog.dev.ConsoleRenderer(colors=is_terminal, pad_event_to=24))
+        inner = _console(structlog.dev.ConsoleRenderer(colors=is_terminal))
     else:
         inner = structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
 

@@ -216,7 +216,7 @@ def look(order: Request, settings: Settings, target: Target) -> Seen:
         worker = stack.enter_context(Worker(order, settings.python))
         for message in worker.messages(_patience(settings)):
             if message["said"] == "cleaned":
-                log("bytecode.removed", count=len(message["removed"]), removed=message["removed"])
+                log_cleaned(message)
             elif message["said"] == "observed":
                 observed = message
             elif message["said"] == "failed":
@@ -228,6 +228,14 @@ def look(order: Request, settings: Settings, target: Target) -> Seen:
             return Seen(facts, reached)
         stack.pop_all()
         return Seen(facts, reached, worker)
+
+
+def log_cleaned(cleaned: Mapping[str, Any]) -> None:
+    """Say which stale bytecode was removed, and which could not be: the worker runs none of it all the same."""
+    if cleaned["removed"] or cleaned["kept"]:
+        level = "warning" if cleaned["kept"] else "info"
+        kept = cleaned["kept"] or None
+        log("bytecode.removed", level=level, count=len(cleaned["removed"]), removed=cleaned["removed"], kept=kept)
 
 
 def _patience(settings: Settings) -> Callable[[], None]:
@@ -273,7 +281,7 @@ def _place(message: Message) -> Place:
 def _died(worker: Worker) -> Message:
     return {
         "kind": "died",
-        "error": f"the worker ended without a word, with status {worker.exit_status}",
+        "error": f"the worker ended without a word, with status {worker.exit_status or 0}",
         "traceback": "\n".join(worker.last_output),
     }
 

@@ -16,7 +16,7 @@ from alembic_entrypoint.facts import Facts
 from alembic_entrypoint.launch import launch
 from alembic_entrypoint.lock import locked
 from alembic_entrypoint.logs import log
-from alembic_entrypoint.observe import NeedsWriting, find_target, logged, observe, recorded_now
+from alembic_entrypoint.observe import NeedsWriting, find_target, log_cleaned, logged, observe, recorded_now
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.wait import await_database, connected
 from alembic_entrypoint.worker.client import Worker
@@ -89,9 +89,7 @@ def _clean(settings: Settings) -> None:
     if settings.clean not in (("migrations",), ("off",)):
         from alembic_entrypoint.bytecode import remove_stale
 
-        removed = [{"path": stale.path, "reason": stale.reason.value} for stale in remove_stale(settings.clean).removed]
-        if removed:
-            log("bytecode.removed", count=len(removed), removed=removed)
+        log_cleaned(remove_stale(settings.clean).document())
 
 
 def _decided(facts: Facts) -> Decision:

@@ -20,6 +20,7 @@ from alembic_entrypoint.postgres.server import Server, examine
 
 #: A wrong password may be one that is being changed, a missing database one that is being created.
 GRACE = {Outcome.DENIED: 5.0, Outcome.WRONG: 5.0, Outcome.UNUSABLE: 0.0}
+_BACKOFF = wait_random_exponential(multiplier=0.1, max=1.0, min=0.05)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _connect(
     patience = _Patience(address, started + timeout)
     retrying = Retrying(
         retry=retry_if_exception_type(NotReady),
-        wait=wait_random_exponential(multiplier=0.1, max=1.0, min=0.05),
+        wait=patience.pause,
         stop=patience.is_over,
         reraise=True,
     )
@@ -105,14 +106,20 @@ class _Patience:
         self._hopeless_since: float | None = None
 
     def is_over(self, state: RetryCallState) -> bool:
-        """Note why this try failed, and tell whether it was the last; a last pause ends with the time that is left."""
+        """Tell whether this try was the last."""
+        return self._left(state) <= 0
+
+    def pause(self, state: RetryCallState) -> float:
+        """Give the seconds to the next try; the last one is when the time is over."""
+        return min(_BACKOFF(state), max(0.0, self._left(state)))
+
+    def _left(self, state: RetryCallState) -> float:
+        """Note why this try failed, and give the seconds that are left. Versions of tenacity ask in their own order."""
         error = state.outcome.exception() if state.outcome else None
         assert isinstance(error, NotReady)
         self._say(error.answer.reason)
         now = time.monotonic()
-        limit = min(self.deadline, self._end_of_grace(error.answer.outcome, now))
-        state.upcoming_sleep = min(state.upcoming_sleep, max(0.0, limit - now))
-        return now >= limit
+        return min(self.deadline, self._end_of_grace(error.answer.outcome, now)) - now
 
     def _say(self, reason: str) -> None:
         if reason != self._reason:

@@ -256,3 +256,23 @@ def test_help_url_is_shown_with_a_refusal(tree: Project, database: Database) -> 
     database.execute("CREATE TABLE t1 (id int)")
     result = run(tree, database, "migrate", ALEMBIC_ENTRYPOINT_HELP_URL="https://example.com/help")
     assert result.message.endswith("More: https://example.com/help")
+
+
+def test_what_a_connection_of_a_migrations_own_committed_is_found_in_the_schema(
+    tree: Project, database: Database
+) -> None:
+    tree.add(
+        "r4",
+        """
+        with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
+            connection.execute("CREATE TABLE beside (id int)")
+        op.execute("INSERT INTO nowhere VALUES (1)")
+        """,
+        down="r3",
+        head="import os, psycopg",
+    )
+    result = run(tree, database, "migrate")
+    assert result.code == 1
+    assert "beside" in result.message
+    assert "as before" not in result.message
+    assert tables(database) == ["beside"]

@@ -81,8 +81,8 @@ def build(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bu
         return name
 
     yield build
-    for name in reversed(built):
-        call("docker", "image", "rm", "--force", name, check=False)
+    # Those that were built on others first.
+    call("docker", "image", "rm", "--force", *reversed(built), check=False)
 
 
 @pytest.fixture(scope="session")

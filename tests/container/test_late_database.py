@@ -36,7 +36,9 @@ def patient(image):
     options = (f"--env=DATABASE_URL=postgresql://notes:{PASSWORD}@db/notes", "--publish=127.0.0.1::8000")
     with new_network() as network, starting(image) as start:
         replicas = [start(options=(f"--network={network}", *options)) for _ in range(REPLICAS)]
-        wait_until(lambda: min(map(waits_since, replicas)) >= LATE, timeout=90, interval=1)
+        wait_until(
+            lambda: all(waits_since(replica) >= LATE for replica in reversed(replicas)), timeout=90, interval=0.5
+        )
         with new_postgres(network, "--network-alias=db") as server:
             for replica in replicas:
                 wait_until(replica.health, timeout=60)

@@ -13,7 +13,7 @@ from alembic_entrypoint.cli import program
 from commands import entrypoint
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md")]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 
 
 def test_the_tables_of_the_readme_are_what_the_code_renders() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from env_forms import assert_migrated, env_py, ini_with, migrate, recorded, tables, tree_in
+
 from projects import project
 from servers import Database
 
@@ -74,7 +74,7 @@ def test_one_transaction_for_all_migrations(tmp_path: Path, database: Database) 
     assert len(set(rows)) == 1
 
 
-@pytest.mark.parametrize("separator", ["space", "os", ":"])
+@pytest.mark.parametrize("separator", ["space", "os"])
 def test_several_version_locations(tmp_path: Path, database: Database, separator: str) -> None:
     between = " " if separator == "space" else ":"
     lines = [
@@ -100,8 +100,7 @@ def test_version_locations_that_env_py_sets(tmp_path: Path, database: Database, 
     assert migrate(tree, database).state == "CURRENT"
 
 
-@pytest.mark.parametrize("how", ["in env.py", "in both"])
-def test_version_locations_that_env_py_sets_in_the_configuration(tmp_path: Path, database: Database, how: str) -> None:
+def test_version_locations_that_env_py_sets_in_the_configuration(tmp_path: Path, database: Database) -> None:
     # Too late for Alembic, which has read them: what counts is what Alembic does.
     above = "config.set_main_option('version_locations', '/nowhere')"
     assert_migrated(migrate(tree_in(tmp_path, env_py(above=above)), database), database)

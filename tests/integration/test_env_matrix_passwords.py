@@ -11,10 +11,10 @@ from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 import pytest
+from env_forms import DRIVERS, env_on, recorded, tree_in
 from psycopg import sql
 
 from commands import Running, started
-from env_forms import DRIVERS, env_on, recorded, tree_in
 from projects import Project
 from servers import Database, Server, fresh_database, own_server, wait_until
 
@@ -119,9 +119,7 @@ def settle_and_watch(tree: Project, password: str, env: dict[str, str]) -> Runni
     ("name", "driver"),
     [*((name, DRIVERS[n % 3]) for n, name in enumerate(PASSWORDS)), *(("all", driver) for driver in DRIVERS[1:])],
 )
-def test_a_percent_encoded_password_in_database_url(
-    tmp_path: Path, database: Database, name: str, driver: str
-) -> None:
+def test_a_percent_encoded_password_in_database_url(tmp_path: Path, database: Database, name: str, driver: str) -> None:
     given = login(name, database, driver)
     tree = tree_in(tmp_path, f"print({given.url!r}, {given.password!r})\n" + env_on(driver))
     settle_and_watch(tree, given.password, {"DATABASE_URL": given.url})
@@ -159,7 +157,9 @@ def test_a_password_that_is_asked_of_env_py(tmp_path: Path, database: Database, 
             f"database={database.name!r})",
         ]
     )
-    env = "import os\nfrom sqlalchemy.engine import URL\nprint(os.environ['SECRET'], flush=True)\n" + env_on(driver, url)
+    env = "import os\nfrom sqlalchemy.engine import URL\nprint(os.environ['SECRET'], flush=True)\n" + env_on(
+        driver, url
+    )
     settle_and_watch(tree_in(tmp_path, env), given.password, {"SECRET": given.password})
     assert recorded(database) == ["r3"]
 
@@ -190,7 +190,9 @@ def test_a_password_in_what_fails_is_not_shown(tmp_path: Path, database: Databas
     assert_hidden(given.password, result.stderr, "the log")
 
 
-@pytest.mark.parametrize("code", ["raise ValueError(url)", "print(url); os._exit(1)", "create_engine('nonsense ' + url)"])
+@pytest.mark.parametrize(
+    "code", ["raise ValueError(url)", "print(url); os._exit(1)", "create_engine('nonsense ' + url)"]
+)
 def test_a_password_in_what_fails_before_the_database_is_known_is_not_shown(
     tmp_path: Path, database: Database, code: str
 ) -> None:
@@ -228,5 +230,3 @@ def test_a_url_that_is_no_url_is_not_repeated(tmp_path: Path) -> None:
             result = running.end()
         assert result.code == 78
         assert "p4ssw0rd" not in result.stderr
-
-

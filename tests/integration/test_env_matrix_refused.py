@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from env_forms import env_py, ini_with, migrate, schemas, tables, tree_in, url_on
+
 from projects import Project
 from servers import Database, Server, fresh_database
 
@@ -150,7 +150,9 @@ with engine.connect() as connection:
 @pytest.mark.parametrize("configure", ["", "version_table_schema=tenant"])
 def test_a_loop_over_tenants_schemas(tmp_path: Path, database: Database, configure: str, is_given: bool) -> None:
     database.execute("CREATE SCHEMA red; CREATE SCHEMA blue")
-    tree = tree_in(tmp_path, TENANTS.format(before="pass", configure=configure), ini=ini_with(url_on("psycopg", database)))
+    tree = tree_in(
+        tmp_path, TENANTS.format(before="pass", configure=configure), ini=ini_with(url_on("psycopg", database))
+    )
     result = migrate(tree, database if is_given else None)
     assert result.code == 78
     assert "loops over tenants" in result.message

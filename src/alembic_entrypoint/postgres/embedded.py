@@ -210,11 +210,10 @@ def _command(binaries: Path, data: Path, port: int, settings: Mapping[str, str])
     sockets = data.parent
     too_long = len(os.fsencode(sockets / f".s.PGSQL.{port}")) > LONGEST_SOCKET_PATH
     places = {
-        "listen_addresses": ADDRESS,
         "port": str(port),
         "unix_socket_directories": "" if too_long else str(sockets),
     }
-    options = [f"--{name}={value}" for name, value in {**THROW_AWAY, **settings, **places}.items()]
+    options = [f"--{name}={value}" for name, value in {**THROW_AWAY, "listen_addresses": ADDRESS, **settings, **places}.items()]
     return [str(binaries / "postgres"), "-D", str(data), *options]
 
 

@@ -52,14 +52,13 @@ class Environment:
         self.unloadable: list[str] = []
         self.scripts: list[Any] = []
         self._locations: object = None
-        self.cleaned: list[Message] = self._clean() if request.is_cleaning else []
+        self.cleaned = self._clean() if request.is_cleaning else None
         self.load()
 
-    def _clean(self) -> list[Message]:
+    def _clean(self) -> Message:
         """Remove the bytecode in the migrations' folders that can be wrong; a read-only file system is no error."""
         folders = [self.script.dir, *_locations(self.script)]
-        cleaned = remove_stale(folders, sourceless=self.script.sourceless)
-        return [{"path": stale.path, "reason": stale.reason.value} for stale in cleaned.removed]
+        return remove_stale(folders, sourceless=self.script.sourceless).document()
 
     def load(self) -> None:
         """Load every migration file once, noting each that does not load; Alembic uses what was loaded."""

@@ -196,7 +196,7 @@ def _observe(request: Request, parent: Parent, policy: connections.Policy, work:
 
     transactions.keep_read_only()
     if environment.cleaned:
-        parent.tell("cleaned", removed=environment.cleaned)
+        parent.tell("cleaned", **environment.cleaned)
 
     def at_migrations(recorded: tuple[str, ...], context: Any) -> list[Any]:
         parent.tell("observed", **_seen(environment, look(context, recorded)))

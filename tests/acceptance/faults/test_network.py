@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import subprocess
 import time
 from collections.abc import Iterator
@@ -49,8 +49,8 @@ NOBODY = "02:00:00:00:00:99"
 @contextmanager
 def cable() -> Iterator[Cable]:
     """Lay a cable between here and a new namespace."""
-    number = os.getpid() % 250 + 1
-    made = Cable(f"ae{os.getpid()}", f"ae{os.getpid()}", f"10.213.{number}")
+    name = f"ae{secrets.token_hex(4)}"  # the last one's interface is taken away only after a while
+    made = Cable(name, name, f"10.213.{secrets.randbelow(250) + 1}")
     inside = ["ip", "netns", "exec", made.namespace, "ip"]
     commands = [
         ["ip", "netns", "add", made.namespace],
@@ -66,6 +66,7 @@ def cable() -> Iterator[Cable]:
             subprocess.run(command, check=True)
         yield made
     finally:
+        subprocess.run(["ip", "link", "delete", made.here], check=False)
         subprocess.run(["ip", "netns", "delete", made.namespace], check=False)
 
 

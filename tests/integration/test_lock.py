@@ -1,0 +1,207 @@
+"""Lock and fence over several sessions of a real server, in every order that hypothesis comes upon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from alembic_entrypoint import lock
+from alembic_entrypoint.address import parse
+from alembic_entrypoint.errors import TryAgain
+from alembic_entrypoint.worker.connections import FenceError, Steps, fence_steps
+from servers import Database, wait_until
+
+SESSION = {"application_name": "a worker"}
+PICK = st.integers(0, 99)
+
+
+@dataclass
+class Worker:
+    """One connection of a holder's worker, and how far it has come."""
+
+    connection: psycopg.Connection[Any]
+    token: int
+    steps: Steps
+    statement: str
+    is_admitted: bool = False
+
+
+class Replicas(RuleBasedStateMachine):
+    """Holders that come and die, and workers that connect, step by step, whenever they like."""
+
+    database: Database
+    make_steps: Callable[[int, dict[str, str]], Steps] = staticmethod(fence_steps)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holder: lock.Lock | None = None
+        self.tokens: list[int] = []
+        self.workers: list[Worker] = []
+
+    def end(self, connection: psycopg.Connection[Any]) -> None:
+        """Close a session, and wait until the server has noticed."""
+        pid = connection.info.backend_pid
+        connection.close()
+        gone = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)"
+        wait_until(lambda: self.database.query(gone, pid) == [(True,)])
+
+    @rule()
+    def try_to_hold(self) -> None:
+        connection = self.database.connect()
+        held = lock._try(connection)
+        if held is not None:
+            try:
+                lock._await_fence(held, lock._Waiting(parse(self.database.url), 0.0))
+            except TryAgain:
+                held = None
+        if held is None:
+            self.end(connection)
+            return
+        assert self.holder is None, "two hold the lock"
+        self.holder = held
+        self.tokens.append(held.token)
+
+    @precondition(lambda self: self.holder is not None)
+    @rule()
+    def holder_dies(self) -> None:
+        assert self.holder is not None
+        self.end(self.holder.connection)
+        self.holder = None
+
+    @precondition(lambda self: self.tokens)
+    @rule(pick=PICK)
+    def worker_connects(self, pick: int) -> None:
+        """Open a connection for any holder that there ever was, and stop before its first statement."""
+        token = self.tokens[-1 - pick % min(2, len(self.tokens))]
+        steps = self.make_steps(token, SESSION)
+        self.workers.append(Worker(self.database.connect(), token, steps, next(steps)))
+
+    @precondition(lambda self: any(not worker.is_admitted for worker in self.workers))
+    @rule(pick=PICK)
+    def worker_takes_a_step(self, pick: int) -> None:
+        waiting = [worker for worker in self.workers if not worker.is_admitted]
+        worker = waiting[pick % len(waiting)]
+        row = worker.connection.execute(worker.statement).fetchone()
+        try:
+            worker.statement = worker.steps.send(row)
+        except StopIteration:
+            worker.is_admitted = True
+            assert self.holder is not None or self.tokens[-1] == worker.token
+        except FenceError:
+            self.workers.remove(worker)
+            self.end(worker.connection)
+
+    @precondition(lambda self: self.workers)
+    @rule(pick=PICK)
+    def worker_ends(self, pick: int) -> None:
+        worker = self.workers.pop(pick % len(self.workers))
+        self.end(worker.connection)
+
+    @invariant()
+    def those_who_may_work_are_of_one_holder(self) -> None:
+        working = {worker.token for worker in self.workers if worker.is_admitted}
+        if self.holder is not None:
+            working.add(self.holder.token)
+        assert len(working) <= 1, "two migrators at once"
+
+    def teardown(self) -> None:
+        for worker in self.workers:
+            self.end(worker.connection)
+        if self.holder is not None:
+            self.end(self.holder.connection)
+
+
+def check(database: Database, steps: Callable[[int, dict[str, str]], Steps], examples: int) -> None:
+    """Run the machine with these steps."""
+    machine = type("Machine", (Replicas,), {"database": database, "make_steps": staticmethod(steps)})
+    limits = settings(
+        max_examples=examples,
+        stateful_step_count=25,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(machine, settings=limits)
+
+
+def check_before_share(token: int, session: dict[str, str]) -> Steps:
+    """Do the same in the wrong order: check, and only then take a share of the fence."""
+    steps = fence_steps(token, session)
+    share = next(steps)
+    row = yield steps.send((True,))
+    if not row[0]:
+        raise FenceError("the lock is not held")
+    row = yield share
+    if not row[0]:
+        raise FenceError("another migrator is at work")
+
+
+def test_no_two_migrators_ever_work_at_once(database: Database) -> None:
+    check(database, fence_steps, 60)
+
+
+def test_the_check_before_the_share_would_let_two_work(database: Database) -> None:
+    with pytest.raises(AssertionError, match="two migrators at once"):
+        check(database, check_before_share, 400)
+
+
+def test_the_lock_is_freed_and_can_be_taken_again(database: Database) -> None:
+    for _ in range(2):
+        with lock.locked(parse(database.url), 0.0, 5.0, "alembic-entrypoint locking", lambda _: False) as held:
+            assert held is not None
+            rows = database.query("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+            assert rows == [(2,)]
+    assert database.query("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [(0,)]
+
+
+def test_nothing_is_locked_when_nothing_is_left_to_do(database: Database) -> None:
+    with lock.locked(parse(database.url), 0.0, 5.0, "alembic-entrypoint locking", lambda _: True) as held:
+        assert held is None
+
+
+def test_the_session_of_the_lock_holds_no_snapshot(database: Database) -> None:
+    with lock.locked(parse(database.url), 0.0, 5.0, "alembic-entrypoint locking", lambda _: False):
+        rows = database.query(
+            "SELECT state, backend_xmin, backend_xid FROM pg_stat_activity WHERE application_name LIKE '%% locking'"
+        )
+    assert rows == [("idle", None, None)]
+
+
+def test_the_lock_of_one_database_is_not_that_of_another(database: Database) -> None:
+    other = Database(database.server, "postgres")
+    with (
+        lock.locked(parse(database.url), 0.0, 5.0, "alembic-entrypoint locking", lambda _: False) as here,
+        lock.locked(parse(other.url), 0.0, 5.0, "alembic-entrypoint locking", lambda _: False) as there,
+    ):
+        assert here is not None
+        assert there is not None
+
+
+def test_an_unlock_that_freed_nothing_is_noticed(database: Database) -> None:
+    taken = lock.locked(parse(database.url), 0.0, 5.0, "alembic-entrypoint locking", lambda _: False)
+    held = taken.__enter__()
+    assert held is not None
+    held.connection.execute("SELECT pg_advisory_unlock_all()")
+    with pytest.raises(lock.LockLost):
+        taken.__exit__(None, None, None)
+
+
+def test_a_worker_in_another_database_is_not_let_in(database: Database) -> None:
+    other = Database(database.server, "postgres")
+    with (
+        lock.locked(parse(database.url), 0.0, 5.0, "alembic-entrypoint locking", lambda _: False) as held,
+        other.connect() as connection,
+    ):
+        assert held is not None
+        steps = fence_steps(held.token, SESSION)
+        check = steps.send(connection.execute(next(steps)).fetchone())
+        row = connection.execute(check).fetchone()
+        with pytest.raises(FenceError):
+            steps.send(row)
