@@ -33,7 +33,7 @@ faults: $(VENV)/installed
 # The oldest versions that are supported, on the oldest Python that is at hand.
 test-lowest:
 	$(MAKE) VENV=.venv-lowest CONSTRAINTS="-c tests/lowest.txt" .venv-lowest/installed
-	.venv-lowest/bin/python -m pytest -q -n 2 -m "not extra and not container and not faults" tests/unit tests/acceptance tests/integration
+	.venv-lowest/bin/python -m pytest -q -n 2 -m "not extra and not container and not faults" tests/unit tests/acceptance tests/integration/test_env_matrix*.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

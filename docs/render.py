@@ -41,8 +41,13 @@ def rendered(text: str) -> str:
     """Fill the places that the comments mark."""
     for name, table in (("states", states()), ("settings", settings()), ("exit codes", exit_codes())):
         mark = f"<!-- {name}: rendered by docs/render.py -->"
-        text = re.sub(re.escape(mark) + r".*?<!-- end -->", lambda _, m=mark, t=table: f"{m}\n{t}\n<!-- end -->",  # type: ignore[misc]
-                      text, count=1, flags=re.S)
+        text = re.sub(
+            re.escape(mark) + r".*?<!-- end -->",
+            lambda _, m=mark, t=table: f"{m}\n{t}\n<!-- end -->",  # type: ignore[misc]
+            text,
+            count=1,
+            flags=re.S,
+        )
     return text
 
 

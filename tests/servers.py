@@ -18,7 +18,6 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
-from psycopg import sql
 
 from alembic_entrypoint.postgres import embedded
 
@@ -232,7 +231,7 @@ def _certificate(home: Path) -> dict[str, str]:
 def fresh_database(server: Server, name: str | None = None, like: str = "") -> Iterator[Database]:
     """Make an empty database, and drop it whoever is still connected; `like` adds options to the making."""
     database = Database(server, name or f"app_{secrets.token_hex(4)}")
-    quoted = sql.Identifier(database.name).as_string(None)
+    quoted = '"' + database.name.replace('"', '""') + '"'
     server.execute(f"CREATE DATABASE {quoted} {like}")
     try:
         yield database

@@ -10,13 +10,14 @@ from typing import Any, NoReturn
 
 import psycopg
 
-from alembic_entrypoint.act import application_name, look_locked, refusal, settle_locked
+from alembic_entrypoint.act import application_name, look_locked, settle_locked
 from alembic_entrypoint.decide import Action, Decision, decide
 from alembic_entrypoint.facts import Facts
 from alembic_entrypoint.launch import launch
 from alembic_entrypoint.lock import locked
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.observe import NeedsWriting, find_target, log_cleaned, logged, observe, recorded_now
+from alembic_entrypoint.outcome import refusal
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.wait import await_database, connected
 from alembic_entrypoint.worker.client import Worker

@@ -153,7 +153,6 @@ def test_threads_left_behind_are_not_waited_for(tmp_path: Path, database: Databa
 
 LEFT_BEHIND = {
     "a child": "subprocess.Popen(['sleep', '300'])",
-    "a child without pipes of its own": "subprocess.Popen(['sleep', '300'], close_fds=False, stdin=subprocess.DEVNULL)",
     "a fork that holds every descriptor": "os.fork() or threading.Event().wait(300)",
     "a pool of processes": "multiprocessing.get_context('fork').Process(target=time.sleep, args=(300,)).start()",
     "a child that floods": "subprocess.Popen(['yes'])",
@@ -290,7 +289,6 @@ def test_an_env_py_that_does_not_migrate_at_all_is_refused(tmp_path: Path, datab
 
 NEVER = {
     "sleeping": "import time\ntime.sleep(3600)",
-    "busy": "while True: pass",
     "ignoring signals": "import signal, time\n"
     "for each in (1, 2, 15): signal.signal(each, signal.SIG_IGN)\n"
     "while True: time.sleep(3600)",

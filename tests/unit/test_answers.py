@@ -60,6 +60,8 @@ SAID = [
     ('invalid integer value "soon" for connection option "keepalives_idle"', UNUSABLE),
     ('missing "=" after "nonsense" in connection info string', UNUSABLE),
     ("could not match 2 port numbers to 3 hosts", UNUSABLE),
+    ('connection is bad: "perhaps"', UNUSABLE),
+    ("connection is bad: No such file or directory\n\tIs the server running locally?", WAIT),
 ]
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from graphlib import TopologicalSorter
 from typing import Any
 
-from alembic_entrypoint.act import refusal
 from alembic_entrypoint.decide import Action, Decision, decide
 from alembic_entrypoint.errors import Ended, Refused
 from alembic_entrypoint.facts import Facts
@@ -21,6 +20,7 @@ from alembic_entrypoint.observe import (
     observe,
     request,
 )
+from alembic_entrypoint.outcome import refusal
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.wait import await_database
 from alembic_entrypoint.worker.client import Worker

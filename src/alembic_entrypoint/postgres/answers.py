@@ -36,10 +36,9 @@ _BY_SQLSTATE = (
 #: What is found first counts. Several hosts give several lines: one that is starting up is worth waiting for, whatever
 #: the others say; one that refuses us is not made better by others that are not there.
 _BY_TEXT = (
-    (
-        r"invalid (connection option|URI query|port|integer|\w+ value)|missing \"\"|could not match \d+",
-        Outcome.UNUSABLE,
-    ),
+    (r"invalid (connection option|URI query|port|integer|\w+ value)", Outcome.UNUSABLE),
+    # The last is what psycopg 3.1 leaves of "invalid sslmode value".
+    (r"missing \"\"|could not match \d+|^connection is bad: \"\"$", Outcome.UNUSABLE),
     (r"starting up|shutting down|recovery mode|not (currently |yet )?accepting|it is a standby", Outcome.WAIT),
     (r"too many (clients|connections)|connection slots", Outcome.WAIT),
     (r"session is read-only|in hot standby mode", Outcome.WAIT),

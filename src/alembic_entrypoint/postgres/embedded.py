@@ -213,7 +213,9 @@ def _command(binaries: Path, data: Path, port: int, settings: Mapping[str, str])
         "port": str(port),
         "unix_socket_directories": "" if too_long else str(sockets),
     }
-    options = [f"--{name}={value}" for name, value in {**THROW_AWAY, "listen_addresses": ADDRESS, **settings, **places}.items()]
+    options = [
+        f"--{name}={value}" for name, value in {**THROW_AWAY, "listen_addresses": ADDRESS, **settings, **places}.items()
+    ]
     return [str(binaries / "postgres"), "-D", str(data), *options]
 
 

@@ -1,0 +1,179 @@
+"""How an upgrade ended: seen over our own session, and said so that a tired person can act on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+
+from alembic_entrypoint.decide import Action, Decision
+from alembic_entrypoint.errors import Ended, Failed, Misconfigured, Refused, TryAgain
+from alembic_entrypoint.facts import Facts
+from alembic_entrypoint.lock import Lock, LockLost
+from alembic_entrypoint.logs import log
+from alembic_entrypoint.observe import Target, WorkerFailed, logged, misconfigured, recorded_now
+from alembic_entrypoint.postgres.leftovers import invalid_indexes
+from alembic_entrypoint.schema import snapshot
+from alembic_entrypoint.schema.difference import difference
+from alembic_entrypoint.schema.facts import Snapshot
+from alembic_entrypoint.wait import connected
+from alembic_entrypoint.watch import Progress
+from alembic_entrypoint.worker.messages import Message
+
+#: lock_not_available and deadlock_detected: the server took our side's statement back so that others can go on.
+MAY_PASS = ("55P03", "40P01")
+#: Seconds in which the server must have ended what a worker left there; a session that it cannot end is said.
+ENDING = 5.0
+
+Decide = Callable[[Facts], Decision]
+
+
+def verified(lock: Lock, progress: Progress, decide: Decide) -> Decision:
+    """See that what the decision wanted is now so, over our own session: what counts is what was committed."""
+    assert progress.facts is not None
+    assert progress.decision is not None
+    decision, facts = progress.decision, progress.facts
+    if decision.action is not Action.UPGRADE:
+        return decision
+    recorded = recorded_now(lock.connection, facts.version_table)
+    after = decide(dataclasses.replace(facts, recorded=recorded))
+    if after.action is not Action.START:
+        raise Failed(
+            f"The migrations ran, but {facts.version_table} now records {', '.join(recorded) or 'nothing'}: "
+            "env.py did not commit them, and the database is as before.\n"
+            "A connection on which something was executed before context.configure() is in a transaction that nobody "
+            "commits: commit it first, or pass a fresh one.",
+            event="migration.failed",
+        )
+    name_invalid_indexes(lock)
+    log(
+        "schema.upgraded",
+        before=list(facts.recorded),
+        after=list(recorded),
+        migrations=len(progress.finished),
+    )
+    return after
+
+
+def may_pass(lock: Lock, progress: Progress) -> bool:
+    """Tell whether the same upgrade may be tried again: only where nothing was committed."""
+    failure, facts = progress.failure, progress.facts
+    return (
+        failure is not None
+        and facts is not None
+        and failure["sqlstate"] in MAY_PASS
+        and not progress.is_partly_committed
+        and recorded_now(lock.connection, facts.version_table) == facts.recorded
+    )
+
+
+def failed(lock: Lock, progress: Progress) -> Ended:
+    """Say which migration failed, why, and what it left behind."""
+    failure = progress.failure
+    assert failure is not None
+    migration = failure["migration"]
+    if migration is None:
+        return misconfigured(WorkerFailed(failure))
+    applied, left_behind = _left_behind(lock, progress)
+    lines = [
+        f"Migration {migration['revision']} ({migration['n']} of {migration['of']}, {migration['path']}) failed: "
+        f"{failure['error']}"
+    ]
+    if failure.get("statement"):
+        lines.append(f"Statement: {' '.join(failure['statement'].split())[:500]}")
+    if applied:
+        lines.append(f"Applied before it and kept: {', '.join(applied)}.")
+    if left_behind:
+        lines += [
+            "It was partly committed, so starting again may fail in another way. Left behind:",
+            *left_behind,
+        ]
+    elif applied:
+        lines.append(f"The failed migration itself was rolled back; the database is as {applied[-1]} made it.")
+    else:
+        lines.append("The database is as before: nothing was committed.")
+    lines.append("The app was not started. Mend the migration, build the image again, and start it.")
+    passes = (failure["sqlstate"] in MAY_PASS or _is_lost(failure)) and not applied and not left_behind
+    kind: type[Ended] = TryAgain if passes else Failed
+    if passes and progress.blocker:
+        lines.insert(1, f"It was blocked by {progress.blocker}.")
+    return kind(
+        "\n".join(lines),
+        event="migration.failed",
+        revision=migration["revision"],
+        path=migration["path"],
+        sqlstate=failure["sqlstate"],
+        left_behind=left_behind,
+    )
+
+
+def _is_lost(failure: Message) -> bool:
+    """Tell whether the connection ended, or the fence, and not the migration by its own fault."""
+    return failure["kind"] == "fence" or bool(failure.get("is_disconnected"))
+
+
+def _left_behind(lock: Lock, progress: Progress) -> tuple[list[str], list[str]]:
+    """Find what was applied and kept, and what of the failed migration was committed."""
+    facts = progress.facts
+    assert facts is not None
+    recorded = recorded_now(lock.connection, facts.version_table)
+    order = {revision: n for n, revision in enumerate(progress.finished)}
+    applied = sorted(facts.graph.ancestors(recorded) - facts.applied, key=lambda each: order.get(each, len(order)))
+    left = [f"  - {each}" for each in invalid_indexes(lock.connection)]
+    after = read_schema(lock, facts)
+    if after is not None and progress.before is not None and not applied:
+        left += [f"  - {each.line('now', 'before')}" for each in difference(after, progress.before)]
+    if progress.is_partly_committed and progress.migration is not None:
+        migration = progress.migration
+        left.append(f"  - what {migration['revision']} did before its last commit; see {migration['path']}")
+    return applied, left
+
+
+def after_loss(lost: LockLost, target: Target, progress: Progress) -> Ended:
+    """75 when the database is as before, else 1. The worker says so before each COMMIT that it sends."""
+    if progress.committing is None or (not progress.is_partly_committed and _is_as_before(target, progress)):
+        return lost
+    done = ", ".join(progress.committing["revisions"]) or "none"
+    half = f", and a part of {progress.migration['revision']}" if progress.is_partly_committed else ""  # type: ignore[index]
+    return Failed(
+        f"{lost.message}\nThese migrations may be committed: {done}{half}. "
+        "Start again: the database is looked at anew.",
+        event="lock.lost",
+        **lost.keys,
+    )
+
+
+def _is_as_before(target: Target, progress: Progress) -> bool:
+    """Look with a new session whether a COMMIT that was sent came too late; a server that is gone cannot tell."""
+    assert progress.facts is not None
+    try:
+        with connected(target.address, ENDING) as connection:
+            return recorded_now(connection, progress.facts.version_table) == progress.facts.recorded
+    except (Ended, psycopg.Error):
+        return False
+
+
+def refusal(decision: Decision, help_url: str, facts: Facts | None) -> Ended:
+    """Make the error that ends a run whose decision was not to go on."""
+    message = decision.message + (f"\nMore: {help_url}" if help_url else "")
+    keys: dict[str, Any] = dict(logged(facts)) if facts else {}
+    kind: type[Ended] = Misconfigured if decision.image else Refused
+    return kind(message, event="schema.refused", state=decision.state.value, **keys)
+
+
+def read_schema(lock: Lock, facts: Facts) -> Snapshot | None:
+    """Read the schema, but for the version table, which Alembic makes first; None where that is not to be had."""
+    table = facts.version_table
+    try:
+        return snapshot.take(lock.connection, ignore=(snapshot.LEDGER, (table.resolved_schema, table.name)))
+    except psycopg.Error as error:
+        log("schema.observed", level="warning", note="the schema could not be read for comparison", reason=str(error))
+        return None
+
+
+def name_invalid_indexes(lock: Lock) -> None:
+    """Say what an interrupted CONCURRENTLY left behind: IF NOT EXISTS would take it for the real one [E11, H14]."""
+    if found := invalid_indexes(lock.connection):
+        log("schema.observed", level="warning", note="left behind by an interrupted CONCURRENTLY", invalid=found)

@@ -1,0 +1,109 @@
+"""What a worker says of its migrations, and what is looked at while they run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+
+from alembic_entrypoint.decide import Decision
+from alembic_entrypoint.facts import Facts
+from alembic_entrypoint.lock import Lock
+from alembic_entrypoint.logs import log
+from alembic_entrypoint.postgres import activity
+from alembic_entrypoint.schema.facts import Snapshot
+from alembic_entrypoint.worker.messages import Message
+
+HEARTBEAT = 10.0
+
+
+@dataclass
+class Progress:
+    """What a worker has said so far."""
+
+    facts: Facts | None = None
+    decision: Decision | None = None
+    migration: Message | None = None
+    finished: list[str] = field(default_factory=list)
+    #: what the last COMMIT that was begun would have kept; None: none was begun
+    committing: Message | None = None
+    started: float = field(default_factory=time.monotonic)
+    blocker: activity.Session | None = None
+    failure: Message | None = None
+    #: the schema before the first migration ran, where it could be read
+    before: Snapshot | None = None
+
+    @property
+    def is_partly_committed(self) -> bool:
+        """Tell whether a transaction was committed in the middle of the last migration."""
+        return bool(self.committing and self.committing["is_partly_committed"])
+
+
+def note(message: Message, progress: Progress) -> None:
+    """Keep what a worker says of its migrations."""
+    said = message["said"]
+    if said == "started":
+        progress.migration, progress.started = message, time.monotonic()
+        log("migration.started", **_named(message))
+    elif said == "finished":
+        progress.finished.append(message["revision"])
+        elapsed = round(time.monotonic() - progress.started, 3)
+        log("migration.finished", revision=message["revision"], elapsed=elapsed)
+    elif said == "committing":
+        progress.committing = message
+    elif said == "failed":
+        progress.failure = message
+
+
+def _named(migration: Message) -> dict[str, Any]:
+    return {name: migration[name] for name in ("revision", "n", "of", "path", "doc")}
+
+
+class Watch:
+    """What is looked at, twice a second, while a worker runs."""
+
+    def __init__(self, lock: Lock, progress: Progress) -> None:
+        self._lock = lock
+        self._progress = progress
+        self._beat = time.monotonic()
+
+    def tick(self) -> None:
+        """See that the lock is held, who is in the way, and that something goes on. Raises LockLost."""
+        self._lock.check_alive()
+        if self._progress.migration is None:
+            return
+        try:
+            self._look()
+        except psycopg.Error:
+            self._lock.check_alive()
+
+    def _look(self) -> None:
+        connection, progress = self._lock.connection, self._progress
+        pids = self._lock.worker_backends()
+        blocker = activity.blocker(connection, pids)
+        if blocker is not None and (progress.blocker is None or blocker.pid != progress.blocker.pid):
+            log(
+                "migration.blocked",
+                level="warning",
+                blocker=str(blocker),
+                query=blocker.query,
+                **self._step(),
+            )
+        progress.blocker = blocker or progress.blocker
+        if time.monotonic() - self._beat >= HEARTBEAT:
+            self._beat = time.monotonic()
+            running = activity.statement(connection, pids)
+            log(
+                "migration.running",
+                elapsed=round(time.monotonic() - progress.started, 1),
+                statement_age=round(running.statement_age, 1) if running else None,
+                progress=activity.index_progress(connection, pids),
+                blocker=str(blocker) if blocker else None,
+                **self._step(),
+            )
+
+    def _step(self) -> dict[str, Any]:
+        migration = self._progress.migration or {}
+        return {name: migration[name] for name in ("revision", "n", "of") if name in migration}
