@@ -107,7 +107,7 @@ def stampede(folder: Path, url: str, replicas: int) -> Stampede:
             codes = {run.process.wait() for run in runs}
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         if codes != {0}:
-            raise SystemExit(f"ended with {codes}")
+            raise SystemExit(f"ended with {codes}: {next(run.events()[-1:] for run in runs if run.process.returncode)}")
         unlocked = next(run for run in runs if run.has("schema.upgraded")).at("schema.upgraded")
         last = max(run.at("app.launching") for run in runs)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

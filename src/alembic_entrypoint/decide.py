@@ -291,8 +291,9 @@ ROWS: tuple[Row, ...] = (
 def _words(facts: Facts) -> dict[str, str]:
     """Fill the blanks of the sentences."""
     graph = facts.graph
-    replacements = sorted({graph.replaced_by[old].revision for old in facts.unknown if old in graph.replaced_by})
-    last = sorted({graph.by_revision[each].replaces[-1] for each in replacements})
+    by = sorted({graph.replaced_by[old] for old in facts.unknown if old in graph.replaced_by}, key=lambda m: m.revision)
+    replacements = [each.revision for each in by]
+    last = [each.replaces[-1] for each in by]
     pending = len(facts.pending)
     return {
         "faults": "\n".join(f"  - {fault}" for fault in facts.faults),

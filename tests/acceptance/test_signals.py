@@ -61,7 +61,8 @@ def running_until(
     """Start a run and let it get to a step. Whatever it starts carries the folder's name in its environment."""
     env = {"MARK": str(tree.folder)} | ({"DATABASE_URL": url} if url else {})
     with started(tree.folder, "run", "echo", "the app", env=env, **options) as running:
-        wait_until(lambda: is_reached(running), 30, what="the step")
+        wait_until(lambda: is_reached(running) or running.process.poll() is not None, 30, what="the step")
+        assert running.process.poll() is None, running.log.read_text()
         yield running
 
 
