@@ -37,9 +37,10 @@ def scram() -> Iterator[Server]:
     """Give a server that wants each role's password, but for that of the tests."""
     hba = "host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
     with own_server(18, hba=hba) as server:
-        for name, password in PASSWORDS.items():
-            role = sql.Identifier(f"role_{name}").as_string(None)
-            server.execute(f"CREATE ROLE {role} LOGIN SUPERUSER PASSWORD {sql.Literal(password).as_string(None)}")
+        with server.connect() as connection:
+            for name, password in PASSWORDS.items():
+                create = sql.SQL("CREATE ROLE {} LOGIN SUPERUSER PASSWORD {}")
+                connection.execute(create.format(sql.Identifier(f"role_{name}"), sql.Literal(password)))
         yield server
 
 

@@ -176,12 +176,12 @@ def test_a_unix_socket_in_database_url_is_used(tmp_path: Path, server: Server, d
     assert_migrated(migrate(tree, DATABASE_URL=url), database)
 
 
-def test_an_interpolated_percent_in_the_url_of_the_ini(tmp_path: Path, server: Server) -> None:
-    with fresh_database(server, "per%cent") as database:
-        tree = tree_in(tmp_path, env_py(), ini=ini_with(url_on("psycopg", database)))
-        assert "%%25" in (tmp_path / "alembic.ini").read_text()
-        assert_migrated(migrate(tree), database)
-        assert migrate(tree, DATABASE_URL=database.url).state == "CURRENT"
+def test_an_interpolated_percent_in_the_url_of_the_ini(tmp_path: Path, database: Database) -> None:
+    url = url_on("psycopg", database).replace("postgres@", "postgres:per%25cent@")
+    tree = tree_in(tmp_path, env_py(), ini=ini_with(url))
+    assert "per%%25cent" in (tmp_path / "alembic.ini").read_text()
+    assert_migrated(migrate(tree), database)
+    assert migrate(tree, DATABASE_URL=url).state == "CURRENT"
 
 
 @pytest.mark.parametrize("how", ["option", "variable", "alembic_config"])
