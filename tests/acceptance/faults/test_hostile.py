@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from test_signals import ASYNC_ENV, DRIVERS, address
+from test_signal_moments import ASYNC_ENV, DRIVERS, address
 from witness import PER_MIGRATION, WITNESS, has_witness, lines_of, measured, off, recorded, violations, witnessed
 
 from alembic_entrypoint.worker.messages import LOCK_B, LOCK_CLASS
