@@ -80,7 +80,7 @@ def migrate(**options: str | None) -> int:
     settings = _settings(given)
     from alembic_entrypoint import start
 
-    start.settle(settings)
+    start.settle(settings, start.Steps())
     return 0
 
 

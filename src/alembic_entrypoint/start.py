@@ -25,26 +25,36 @@ from alembic_entrypoint.worker.client import Worker
 
 def run(settings: Settings, command: Sequence[str]) -> NoReturn:
     """Settle the database, then become the app."""
-    started = time.monotonic()
-    decision = settle(settings)
-    log(
-        "app.launching",
-        state=decision.state.value,
-        elapsed=round(time.monotonic() - started, 3),
-        command=command[0],
-    )
+    steps = Steps()
+    decision = settle(settings, steps)
+    log("app.launching", state=decision.state.value, elapsed=steps.elapsed, command=command[0])
     launch(command)
 
 
-def settle(settings: Settings) -> Decision:
+class Steps:
+    """How long each step of a start took, in seconds, in the order of the steps."""
+
+    def __init__(self) -> None:
+        self.elapsed: dict[str, float] = {}
+        self._began = time.monotonic()
+
+    def end(self, step: str) -> None:
+        """Note that a step is over and the next begins."""
+        now = time.monotonic()
+        self.elapsed[step] = round(now - self._began, 3)
+        self._began = now
+
+
+def settle(settings: Settings, steps: Steps) -> Decision:
     """Bring the database to the target, or raise the reason why not. The decision that is returned is to start."""
     with ExitStack() as stack:
-        return _settled(settings, stack)
+        return _settled(settings, steps, stack)
 
 
-def _settled(settings: Settings, stack: ExitStack) -> Decision:
+def _settled(settings: Settings, steps: Steps, stack: ExitStack) -> Decision:
     target = find_target(settings)
     ready = await_database(target.address, settings.wait_timeout)
+    steps.end("wait")
     target = dataclasses.replace(target, address=ready.address)
     log("server.examined", version=ready.server.version, pooled=ready.server.is_pooled)
     _clean(settings)
@@ -52,6 +62,7 @@ def _settled(settings: Settings, stack: ExitStack) -> Decision:
     idle: Worker | None = None
     try:
         seen = observe(settings, target, is_cleaning=settings.clean == ("migrations",), stays=True)
+        steps.end("observe")
         facts, target, idle = seen.facts, seen.target, seen.worker
         if idle is not None:
             stack.callback(idle.end)
@@ -73,6 +84,7 @@ def _settled(settings: Settings, stack: ExitStack) -> Decision:
 
     name = application_name(settings, "locking")
     with locked(target.address, settings.lock_wait, settings.wait_timeout, name, is_done) as lock:
+        steps.end("lock")
         if lock is None:
             assert facts is not None  # else there was nothing to compare with, and the lock was waited for
             with connected(target.address, settings.wait_timeout) as connection:
@@ -80,6 +92,7 @@ def _settled(settings: Settings, stack: ExitStack) -> Decision:
         if facts is None:
             look_locked(lock, settings, target)
         decision = settle_locked(lock, settings, target, _decided, idle)
+        steps.end("upgrade")
         if decision.action is not Action.START:
             raise refusal(decision, settings.help_url, facts)
         return decision
