@@ -90,14 +90,20 @@ class Lock:
 
 @contextmanager
 def locked(
-    address: Address, wait: float, connect_timeout: float, application_name: str, is_done: IsDone
+    address: Address,
+    wait: float,
+    connect_timeout: float,
+    application_name: str,
+    is_done: IsDone,
+    at_wait: Callable[[], None] = lambda: None,
 ) -> Iterator[Lock | None]:
     """Hold the lock of this database; None when there was nothing left to do.
 
-    `is_done` is asked at each try, so that those with nothing to do never stand in a queue. Raises TryAgain when the
+    `is_done` is asked at each try, so that those with nothing to do never stand in a queue; `at_wait` is called when it
+    was in vain. Raises TryAgain when the
     lock is not free within `wait` seconds, LockLost when its session ends, Misconfigured when the session is shared.
     """
-    lock = _acquire(address, _Waiting(address, wait), connect_timeout, application_name, is_done)
+    lock = _acquire(address, _Waiting(address, wait), connect_timeout, application_name, is_done, at_wait)
     try:
         yield lock
         if lock is not None:
@@ -149,7 +155,12 @@ class _Waiting:
 
 
 def _acquire(
-    address: Address, waiting: _Waiting, connect_timeout: float, application_name: str, is_done: IsDone
+    address: Address,
+    waiting: _Waiting,
+    connect_timeout: float,
+    application_name: str,
+    is_done: IsDone,
+    at_wait: Callable[[], None],
 ) -> Lock | None:
     """Try until the lock is held. A waiter keeps no session: five hundred replicas would use up max_connections."""
     is_examined = False
@@ -173,6 +184,7 @@ def _acquire(
                 is_kept = True
                 return lock
             waiting.look(connection)
+            at_wait()
         except psycopg.Error as error:
             waiting.tell(str(error), level="warning", reason=str(error).strip())
         finally:

@@ -77,13 +77,12 @@ def _settled(settings: Settings, steps: Steps, stack: ExitStack) -> Decision:
         log("schema.observed", note="env.py writes before it migrates: it is looked at under the lock")
 
     def is_done(connection: psycopg.Connection[Any]) -> bool:
-        if idle is not None:
-            # Who waits keeps no worker: a hundred replicas would use up the memory.
-            idle.end()
         return facts is not None and _is_settled(connection, facts)
 
+    # Who waits keeps no worker: a hundred replicas would use up the memory.
+    end_idle = idle.end if idle is not None else lambda: None
     name = application_name(settings, "locking")
-    with locked(target.address, settings.lock_wait, settings.wait_timeout, name, is_done) as lock:
+    with locked(target.address, settings.lock_wait, settings.wait_timeout, name, is_done, end_idle) as lock:
         steps.end("lock")
         if lock is None:
             assert facts is not None  # else there was nothing to compare with, and the lock was waited for
