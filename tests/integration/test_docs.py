@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -52,11 +51,3 @@ def test_a_wrong_command_line_ends_with_two() -> None:
     result = entrypoint("run", "--no-such-option", "true")
     assert result.code == 2
     assert "No such option" in result.stderr
-
-
-def test_nothing_in_the_repository_speaks_of_how_it_was_made() -> None:
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
-    files = [ROOT / name for name in tracked if name != ".ci/run"] or PAGES
-    for file in files:
-        if file.is_file() and file.suffix in (".py", ".md", ".toml", ".yaml", ".sh", "") and file != Path(__file__):
-            assert "/work/" not in file.read_text(errors="replace"), file
