@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from fnmatch import fnmatch
 
 import pytest
 
 from servers import Database, Server, fresh_database, own_server
+
+# A shell that starts something in the background has it ignore Ctrl-C, and so do we, and so would every child.
+for _signum in (signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(_signum) is signal.SIG_IGN:
+        signal.signal(_signum, signal.default_int_handler if _signum == signal.SIGINT else signal.SIG_DFL)
 
 OURS = ("ALEMBIC_ENTRYPOINT_*", "DATABASE_URL", "DATABASE_URL_FILE", "ALEMBIC_CONFIG", "PG*")
 
