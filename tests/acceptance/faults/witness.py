@@ -119,13 +119,14 @@ from alembic_entrypoint.worker import connections, transactions
 def no_fence(token, session):
     yield connections.setting_statement(session)
 connections.fence_steps = no_fence
-transactions.Fence.hold = lambda self, connection: None
+transactions.Fence.hold = transactions.Fence.check_migration = lambda self, connection: None
 """,
     "check": """
 from alembic_entrypoint.worker import connections, transactions
 connections.check_steps = lambda token: iter(())
 from alembic_entrypoint.worker import messages
 transactions.HOLDER_CHECK = connections.HOLDER_CHECK = "SELECT true, current_setting('application_name') -- %(token)s"
+transactions.Fence.check_migration = lambda self, connection: None
 """,
     "lock": """
 from alembic_entrypoint import lock
@@ -135,6 +136,7 @@ lock.HOLDER_CHECK = "SELECT true FROM pg_locks AS l WHERE true"
 from alembic_entrypoint.worker import connections, transactions
 connections.check_steps = lambda token: iter(())
 transactions.HOLDER_CHECK = "SELECT true, current_setting('application_name') -- %(token)s"
+transactions.Fence.check_migration = lambda self, connection: None
 """,
     # Not a protection but its absence at the worst moment: a worker that does not notice that its parent is gone.
     "hearing": """
@@ -146,7 +148,9 @@ def tell_nobody(self, said, **keys):
     except OSError:
         pass
 main.Parent.tell = tell_nobody
-main.Parent._end = lambda self: None
+def stop_listening(self):
+    raise SystemExit
+main.Parent._end = stop_listening
 """,
     "watching": """
 from alembic_entrypoint.lock import Lock
