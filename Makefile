@@ -44,6 +44,8 @@ types: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python bench/starts.py
+	$(BIN)/python bench/stampede.py
+	$(BIN)/python bench/snapshot.py
 
 image:
 	docker build $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(if $(BUILD_NETWORK),--network $(BUILD_NETWORK)) -t alembic-entrypoint-example .
