@@ -102,7 +102,8 @@ def test_without_the_renewal_a_hostile_migration_takes_the_fence(tmp_path: Path,
     place.mkdir()
     (place / "sitecustomize.py").write_text(
         "try:\n    from alembic_entrypoint.worker import transactions\n"
-        "    transactions.Fence.hold = transactions.Fence.check_migration = lambda self, connection: None\nexcept ImportError:\n    pass\n"
+        "    transactions.Fence.hold = lambda self, connection: None\n"
+        "    transactions.Fence.check_migration = transactions.Fence.hold\nexcept ImportError:\n    pass\n"
     )
     assert not holds_the_fence(hostile_tree(tmp_path, HOSTILE[name]), hostile, {"PYTHONPATH": str(place)})
 
