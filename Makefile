@@ -19,12 +19,12 @@ test-unit: $(VENV)/installed
 	$(BIN)/python -m coverage report --include="$(PURE)" --fail-under=100
 
 # What `test` leaves out: PgBouncer, PostgreSQL 13 and 15, network namespaces, containers, faults with a tenth of their
-# rounds (those that take a protection away, to show that its test can fail, are left to `make faults`). Needs root on Debian, a Docker engine and npm.
+# rounds (those without the fence or the lock, which must fail, are left to `make faults`). Needs root on Debian, an engine, npm.
 test-all: $(VENV)/installed
 	bash tests/install-extra.sh
 	$(PYTEST) -m "extra and not faults and not container" tests
 	$(BIN)/python -m pytest -m container tests/container
-	FAULT_ROUNDS=0.1 $(BIN)/python -m pytest -m faults -k "not without" tests
+	FAULT_ROUNDS=0.1 $(BIN)/python -m pytest -m faults -k "not without_the_fence and not without_the_lock" tests
 
 faults: $(VENV)/installed
 	bash tests/install-extra.sh

@@ -66,6 +66,15 @@ def test_three_at_once_crash_under_plain_alembic(tree: Project, database: Databa
     assert sorted(ends)[1:] == [1, 1]
 
 
+def test_three_at_once_crash_and_stamp_and_start(tree: Project, database: Database) -> None:
+    tree.add("r0", "op.execute('SELECT pg_sleep(1)')", folder="migrations/versions")
+    (tree.versions / "r1.py").write_text((tree.versions / "r1.py").read_text().replace("None", "'r0'"))
+    with ThreadPoolExecutor(3) as pool:
+        ends = list(pool.map(lambda _: shell(tree, database.url, STAMP), range(3)))
+    assert ["started" in end.stdout for end in ends] == [True] * 3
+    assert sum("already exists" in end.stderr for end in ends) == 2
+
+
 def test_the_database_is_late(tree: Project) -> None:
     with own_server(18) as server:
         server.stop()
