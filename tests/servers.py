@@ -152,11 +152,17 @@ class Server(Listening):
 
     def freeze(self) -> None:
         """Stop every process in its tracks: connections stay, and nothing answers."""
-        # The postmaster first: it starts no others then.
-        os.kill(self.pid, signal.SIGSTOP)
-        for pid in processes_of(self.pid)[1:]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
+
+        def is_frozen() -> bool:
+            # The postmaster comes first: it starts no others then. A stop takes effect a little after the signal.
+            family = processes_of(self.pid)
+            for pid in family:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+            states = {int(stat[0]): stat[2] for stat in _processes()}
+            return processes_of(self.pid) == family and all(states.get(pid, "Z") in "TZ" for pid in family)
+
+        wait_until(is_frozen, what="frozen")
 
     def thaw(self) -> None:
         for pid in reversed(processes_of(self.pid)):
