@@ -12,10 +12,10 @@ import psycopg
 
 from alembic_entrypoint.decide import Action, Decision
 from alembic_entrypoint.errors import Ended, Interrupted
+from alembic_entrypoint.keeper import Keeper
 from alembic_entrypoint.lock import Lock, LockLost
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.observe import (
-    Target,
     WorkerFailed,
     facts_of,
     look,
@@ -24,7 +24,6 @@ from alembic_entrypoint.observe import (
 )
 from alembic_entrypoint.outcome import (
     ENDING,
-    Decide,
     after_loss,
     failed,
     may_pass,
@@ -34,6 +33,7 @@ from alembic_entrypoint.outcome import (
 )
 from alembic_entrypoint.postgres.session import ALIVE
 from alembic_entrypoint.settings import Settings
+from alembic_entrypoint.target import Target
 from alembic_entrypoint.watch import Progress, Watch, note
 from alembic_entrypoint.worker.client import Worker
 from alembic_entrypoint.worker.messages import Message, Request
@@ -54,7 +54,7 @@ def look_locked(lock: Lock, settings: Settings, target: Target) -> None:
 
 
 def settle_locked(
-    lock: Lock, settings: Settings, target: Target, decide: Decide, idle: Worker | None = None
+    lock: Lock, settings: Settings, target: Target, keeper: Keeper, idle: Worker | None = None
 ) -> Decision:
     """Look again, decide, and upgrade where that is the decision; then see that the target is reached.
 
@@ -66,13 +66,14 @@ def settle_locked(
     for tries_left in range(settings.ddl_retries, -1, -1):
         progress = Progress()
         try:
-            _run_worker(_worker(lock, settings, target, idle), lock, settings, decide, progress)
+            _run_worker(_worker(lock, settings, target, idle), lock, settings, keeper, progress)
             idle = None
             if progress.failure is None:
-                return verified(lock, progress, decide)
+                return verified(lock, progress, keeper)
             lock.end_backends(ENDING)
             if tries_left == 0 or not may_pass(lock, progress):
                 raise failed(lock, progress)
+            progress.end("tried again")
         except LockLost as lost:
             raise after_loss(lost, target, progress) from None
         except psycopg.OperationalError as error:
@@ -112,14 +113,14 @@ def _worker(lock: Lock, settings: Settings, target: Target, idle: Worker | None)
 
 
 def _run_worker(
-    given: AbstractContextManager[Worker], lock: Lock, settings: Settings, decide: Decide, progress: Progress
+    given: AbstractContextManager[Worker], lock: Lock, settings: Settings, keeper: Keeper, progress: Progress
 ) -> None:
     """Run one worker to its end, passing on what it says. The worker is cancelled when anything goes wrong here."""
     watch = Watch(lock, progress)
     with given as worker:
         try:
             for message in worker.messages(watch.tick):
-                _hear(message, worker, lock, settings, decide, progress)
+                _hear(message, worker, lock, settings, keeper, progress)
         except LockLost:
             worker.tell({"order": "cancel"})
             _hear_out(worker, progress)
@@ -179,14 +180,14 @@ def application_name(settings: Settings, step: str) -> str:
     return f"alembic-entrypoint {step} {socket.gethostname()}{image}"[:63]
 
 
-def _hear(message: Message, worker: Worker, lock: Lock, settings: Settings, decide: Decide, progress: Progress) -> None:
+def _hear(message: Message, worker: Worker, lock: Lock, settings: Settings, keeper: Keeper, progress: Progress) -> None:
     """React to one thing that the worker says."""
     said = message["said"]
     if said == "observed":
-        progress.facts = facts_of(message, settings)
-        progress.decision = decide(progress.facts)
+        progress.facts, progress.decision = keeper.decide(facts_of(message, settings))
         if progress.decision.action is Action.UPGRADE:
             progress.before = read_schema(lock, progress.facts)
+            progress.book = keeper.begin(progress.facts, progress.decision)
             worker.tell({"order": "upgrade", "revisions": progress.facts.target_revisions})
         else:
             worker.tell({"order": "stop"})

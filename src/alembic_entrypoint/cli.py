@@ -65,6 +65,8 @@ def run(command: tuple[str, ...], **options: str | None) -> None:
 
         launch(command)
     settings = _settings(given)
+    if settings.mode == "await":
+        _await(settings, "head", command)
     from alembic_entrypoint import start
 
     start.run(settings, command)
@@ -78,9 +80,33 @@ def migrate(**options: str | None) -> int:
     if is_off(os.environ, given):
         return 0
     settings = _settings(given)
+    if settings.mode == "await":
+        return _await(settings, "head", ())
     from alembic_entrypoint import start
 
     start.settle(settings, start.Steps())
+    return 0
+
+
+@program.command("await", context_settings={"allow_interspersed_args": False}, epilog=_VARIABLES)
+@with_settings
+@click.argument("what", type=click.Choice(["connection", "head"]))
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def wait_for(what: str, command: tuple[str, ...], **options: str | None) -> int:
+    """Wait until the database answers, or is where this image needs it; then become COMMAND. Never migrates."""
+    return _await(_settings(_given(options)), what, command)
+
+
+def _await(settings: Settings, what: str, command: tuple[str, ...]) -> int:
+    from alembic_entrypoint.commands.awaiting import await_what
+
+    state = await_what(settings, what)
+    if command:
+        from alembic_entrypoint.launch import launch
+        from alembic_entrypoint.logs import log
+
+        log("app.launching", state=state, command=command[0])
+        launch(command)
     return 0
 
 
@@ -94,6 +120,17 @@ def plan(as_json: bool, as_sql: bool, **options: str | None) -> int:
     from alembic_entrypoint.commands.plan import plan as make_plan
 
     return make_plan(settings, as_json=as_json, as_sql=as_sql, write=click.echo)
+
+
+@program.command(epilog=_VARIABLES)
+@with_settings
+@click.option("--json", "as_json", is_flag=True, help="one JSON document on stdout")
+def history(as_json: bool, **options: str | None) -> int:
+    """Tell who migrated what, when, from which image, and how it ended."""
+    settings = _settings(_given(options))
+    from alembic_entrypoint.commands.history import history as tell
+
+    return tell(settings, as_json=as_json, write=click.echo)
 
 
 @program.command()

@@ -89,6 +89,9 @@ def decide(facts: Facts, policy: Policy = Policy()) -> Decision:
     action = row.action
     if row.state is State.AHEAD and (policy.start_ahead or _declared_compatible(facts)):
         action = Action.START
+    if row.state is State.LOST and _descends(facts):
+        # A newer image was here: what it did on top of this image's migrations cannot be proved away [R3].
+        action = Action.REFUSE
     words = _words(facts)
     return Decision(
         row.state,
@@ -118,6 +121,12 @@ def _is_ahead(facts: Facts) -> bool:
         and all(each in facts.ledger.beneath for each in facts.unknown)
         and all(head in beneath for head in facts.graph.heads)
     )
+
+
+def _descends(facts: Facts) -> tuple[str, ...]:
+    """Heads of this image on top of which, as the ledger shows, an unknown recorded revision was applied."""
+    beneath = facts.ledger.closure(facts.unknown)
+    return tuple(head for head in facts.graph.heads if head in beneath)
 
 
 def _declared_compatible(facts: Facts) -> bool:
@@ -209,7 +218,7 @@ ROWS: tuple[Row, ...] = (
         Action.REFUSE,
         _is_ahead,
         "recorded revisions are unknown, and the ledger shows that this image's heads lie beneath what is recorded",
-        "this image is older than the database: it knows {heads}, and {version_table} records {recorded}.",
+        "this image is older than the database: it knows {heads}, and {version_table} records {recorded}{since}.",
         "The app may fail on, or spoil, a schema that it does not know.",
         "Deploy an image that ships {unknown}; or, if this one is known to work with it, set "
         "ALEMBIC_ENTRYPOINT_AHEAD=run.",
@@ -219,7 +228,7 @@ ROWS: tuple[Row, ...] = (
         Action.PROVE,
         lambda facts: bool(facts.unknown),
         "a recorded revision is unknown in any other way (squash, rebase, deleted file, another app)",
-        "{version_table} records {unknown}, and no migration in this image has that id.",
+        "{version_table} records {unknown}, and no migration in this image has that id{descends}.",
         "The database may be newer than this image, belong to another app, or come from migrations that were squashed, "
         "rebased or deleted. `alembic stamp head` would record {heads} whatever the schema is: steps would be left out "
         "for good, and nobody would notice.",
@@ -295,6 +304,8 @@ def _words(facts: Facts) -> dict[str, str]:
     replacements = [each.revision for each in by]
     last = [each.replaces[-1] for each in by]
     pending = len(facts.pending)
+    newer = [each for each in facts.unknown if each in facts.ledger.since]
+    on_top_of = _descends(facts)
     return {
         "faults": "\n".join(f"  - {fault}" for fault in facts.faults),
         "n_heads": str(len(graph.heads)),
@@ -303,6 +314,8 @@ def _words(facts: Facts) -> dict[str, str]:
         "version_table": str(facts.version_table),
         "recorded": _listed(facts.recorded),
         "unknown": _listed(facts.unknown),
+        "since": f" ({facts.ledger.since[newer[0]]})" if newer else "",
+        "descends": f"; the ledger shows that it was applied on top of {_listed(on_top_of)}" if on_top_of else "",
         "overlapping": "; ".join(f"{lower} is an ancestor of {upper}" for lower, upper in facts.overlapping),
         "lower": facts.overlapping[0][0] if facts.overlapping else "",
         "replacement": _listed(replacements),

@@ -80,6 +80,10 @@ class Ledger:
     ancestors: Mapping[str, frozenset[str]] = field(default_factory=dict)
     #: revision -> the oldest image that may start on it
     oldest_compatible: Mapping[str, str] = field(default_factory=dict)
+    #: revision -> since when and from which image it is there, in words
+    since: Mapping[str, str] = field(default_factory=dict)
+    #: revision -> content and meaning of its file when it was applied here
+    contents: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
     set_aside: frozenset[str] = frozenset()
     owes_proof: bool = False
 
@@ -112,6 +116,18 @@ class VersionTable:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What `env.py` took into account, as far as that can be seen: what must be the same for the same outcome."""
+
+    #: real paths of the script and version locations
+    folders: tuple[str, ...] = ()
+    #: names of the environment's variables that were read; `*` is all of them
+    variables: tuple[str, ...] = ()
+    #: nothing that cannot be seen from outside chose what is migrated and where it is recorded [R18]
+    is_fixed: bool = False
+
+
+@dataclass(frozen=True)
 class Facts:
     """Everything that the decision may look at."""
 
@@ -126,6 +142,7 @@ class Facts:
     #: `schema.name` of every table that counts (design: not those of extensions, of the ledger, or ignored)
     tables: tuple[str, ...] = ()
     ledger: Ledger = field(default_factory=Ledger)
+    inputs: Inputs = field(default_factory=Inputs)
 
     @property
     def unknown(self) -> tuple[str, ...]:

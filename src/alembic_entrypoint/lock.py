@@ -23,7 +23,7 @@ from alembic_entrypoint.postgres import activity
 from alembic_entrypoint.postgres.server import SHARED, is_pooled, is_shared
 from alembic_entrypoint.postgres.session import SESSION, apply
 from alembic_entrypoint.wait import connect
-from alembic_entrypoint.worker.messages import HOLDER_CHECK, LOCK_A, LOCK_B, LOCK_CLASS, TOKEN_CLASS
+from alembic_entrypoint.worker.messages import HOLDER_CHECK, IMAGE_CLASS, LOCK_A, LOCK_B, LOCK_CLASS, TOKEN_CLASS
 
 #: Seconds between two tries, with jitter; the first is short, since most waits are.
 SHORTEST, LONGEST = 0.1, 2.0
@@ -31,6 +31,8 @@ SHORTEST, LONGEST = 0.1, 2.0
 TOLD_AGAIN = 10.0
 
 IsDone = Callable[[psycopg.Connection[Any]], bool]
+#: Called with whether the holder is a replica of the same image; None where that cannot be told.
+AtWait = Callable[[bool | None], None]
 
 
 class LockLost(TryAgain):
@@ -95,15 +97,16 @@ def locked(
     connect_timeout: float,
     application_name: str,
     is_done: IsDone,
-    at_wait: Callable[[], None] = lambda: None,
+    at_wait: AtWait = lambda _: None,
+    image: int | None = None,
 ) -> Iterator[Lock | None]:
     """Hold the lock of this database; None when there was nothing left to do.
 
-    `is_done` is asked at each try, so that those with nothing to do never stand in a queue; `at_wait` is called when it
-    was in vain. Raises TryAgain when the
-    lock is not free within `wait` seconds, LockLost when its session ends, Misconfigured when the session is shared.
+    `is_done` is asked at each try, so that those with nothing to do never stand in a queue; `at_wait` is called, with
+    whether the holder is a replica of the same `image`, when it was in vain. Raises TryAgain when the lock is not free
+    within `wait` seconds, LockLost when its session ends, Misconfigured when the session is shared.
     """
-    lock = _acquire(address, _Waiting(address, wait), connect_timeout, application_name, is_done, at_wait)
+    lock = _acquire(address, _Waiting(address, wait), connect_timeout, application_name, is_done, at_wait, image)
     try:
         yield lock
         if lock is not None:
@@ -160,7 +163,8 @@ def _acquire(
     connect_timeout: float,
     application_name: str,
     is_done: IsDone,
-    at_wait: Callable[[], None],
+    at_wait: AtWait,
+    image: int | None,
 ) -> Lock | None:
     """Try until the lock is held. A waiter keeps no session: five hundred replicas would use up max_connections."""
     is_examined = False
@@ -171,8 +175,9 @@ def _acquire(
         try:
             if not is_examined and is_pooled(connection):
                 _refuse_shared(connection, address, connect_timeout, application_name)
+                image = None  # it would stay with the pooler
             is_examined = True
-            lock = _try(connection)
+            lock = _try(connection, image)
             if is_done(connection):
                 return None
             if lock is not None:
@@ -184,7 +189,7 @@ def _acquire(
                 is_kept = True
                 return lock
             waiting.look(connection)
-            at_wait()
+            at_wait(_is_same_image(connection, image))
         except psycopg.Error as error:
             waiting.tell(str(error), level="warning", reason=str(error).strip())
         finally:
@@ -193,8 +198,11 @@ def _acquire(
         waiting.sleep()
 
 
-def _try(connection: psycopg.Connection[Any]) -> Lock | None:
+def _try(connection: psycopg.Connection[Any], image: int | None) -> Lock | None:
     """Take T and A, and check; without waiting inside PostgreSQL [E1, E2]. Raises Misconfigured."""
+    if image is not None:
+        # Before A, so that whoever sees A held sees by whom. It protects nothing, and ends with the session.
+        _one(connection, "SELECT pg_catalog.pg_try_advisory_lock_shared(%s, %s)", IMAGE_CLASS, image)
     token = random.SystemRandom().randrange(1, 2**31)
     took_token = _one(connection, "SELECT pg_catalog.pg_try_advisory_lock(%s, %s)", TOKEN_CLASS, token)
     if not took_token or not _one(connection, "SELECT pg_catalog.pg_try_advisory_lock(%s, %s)", LOCK_CLASS, LOCK_A):
@@ -213,6 +221,25 @@ def _await_fence(lock: Lock, waiting: _Waiting) -> None:
         waiting.look(lock.connection)
         waiting.sleep()
     _one(lock.connection, "SELECT pg_catalog.pg_advisory_unlock(%s, %s)", LOCK_CLASS, LOCK_B)
+
+
+def _is_same_image(connection: psycopg.Connection[Any], image: int | None) -> bool | None:
+    """Tell whether the holder is a replica of the same image; None where nobody holds the lock. Page: pg_locks."""
+    if image is None:
+        return None
+    answer: bool | None = _one(
+        connection,
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks AS i WHERE i.locktype = 'advisory' AND i.objsubid = 2 "
+        "AND i.granted AND i.pid = l.pid AND i.database = l.database AND i.classid = %s AND i.objid = %s) "
+        "FROM pg_catalog.pg_locks AS l WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted "
+        "AND l.classid = %s AND l.objid = %s AND l.mode = 'ExclusiveLock' AND l.database = "
+        "(SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())",
+        IMAGE_CLASS,
+        image,
+        LOCK_CLASS,
+        LOCK_A,
+    )
+    return answer
 
 
 def _refuse_shared(

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fnmatch
-import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -16,28 +13,19 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from alembic_entrypoint.address import Address, NotAnAddress, Place, parse
+from alembic_entrypoint.address import Address, Place
 from alembic_entrypoint.errors import Denied, Ended, Misconfigured, TryAgain
-from alembic_entrypoint.facts import Facts, Graph, Migration, VersionTable
-from alembic_entrypoint.logs import hide, log
+from alembic_entrypoint.facts import Facts, Graph, Inputs, Migration, VersionTable
+from alembic_entrypoint.logs import log
 from alembic_entrypoint.postgres.server import SHARED
 from alembic_entrypoint.settings import Settings
+from alembic_entrypoint.target import Target, given, keep_secret, named
 from alembic_entrypoint.wait import await_database
 from alembic_entrypoint.worker.client import Worker
 from alembic_entrypoint.worker.messages import Message, Request
 
 #: Times WAIT_TIMEOUT, and seconds at the least, in which env.py must come to its migrations.
 PATIENCE, SHORTEST_PATIENCE = 5, 10.0
-
-
-@dataclass(frozen=True)
-class Target:
-    """The database that is migrated, and whether a setting named it."""
-
-    address: Address
-    is_given: bool
-    #: what `env.py` calls this database: as the setting has it, and as was learned while observing
-    places: tuple[Place, ...]
 
 
 class NeedsWriting(Exception):
@@ -78,38 +66,7 @@ class WorkerFailed(Exception):
 
 def find_target(settings: Settings) -> Target:
     """Take the database that a setting names, else ask `env.py` where it would connect. Raises Misconfigured."""
-    address = settings.database_url
-    is_given = address is not None
-    hide_environment()
-    if address is None:
-        address = _ask(settings)
-    keep_secret(address)
-    return Target(address, is_given, places=(place_from_here(address),))
-
-
-def keep_secret(address: Address) -> None:
-    """Keep a password out of everything that is logged from now on."""
-    hide(
-        address.spellings_of_password(),
-        names=(address.user or "", address.place.dbname, *address.place.hosts),
-    )
-
-
-def hide_environment() -> None:
-    """Keep out of the logs what the environment holds as secrets: an `env.py` that fails may print its settings."""
-    for name, value in os.environ.items():
-        if re.search(r"PASSW|SECRET|TOKEN|API_?KEY", name, re.IGNORECASE) and not name.endswith("_FILE"):
-            hide((value,))
-        elif "://" in value and "@" in value:
-            with contextlib.suppress(NotAnAddress):
-                keep_secret(parse(value))
-
-
-def place_from_here(address: Address) -> Place:
-    """Name the place as libpq does here, where `PG…` variables fill what the URL leaves out."""
-    from alembic_entrypoint.address import place_of
-
-    return place_of(address.parameters, os.environ)
+    return given(settings) or named(_ask(settings), is_given=False)
 
 
 def request(order: str, settings: Settings, target: Target | None, **keys: Any) -> Request:
@@ -339,7 +296,12 @@ def facts_of(observed: Message, settings: Settings) -> Facts:
         recorded=tuple(sorted(observed["recorded"])),
         version_table=VersionTable(**observed["version_table"]),
         tables=tuple(each for each in observed["tables"] if not is_ignored(each, settings.ignore)),
+        inputs=_inputs(observed["inputs"]),
     )
+
+
+def _inputs(told: Message) -> Inputs:
+    return Inputs(tuple(told["folders"]), tuple(told["variables"]), told["is_fixed"])
 
 
 def _target_revisions(target: str, graph: Graph, observed: Message) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -11,13 +10,15 @@ import psycopg
 from alembic_entrypoint.decide import Action, Decision
 from alembic_entrypoint.errors import Ended, Failed, Misconfigured, Refused, TryAgain
 from alembic_entrypoint.facts import Facts
+from alembic_entrypoint.keeper import Keeper
 from alembic_entrypoint.lock import Lock, LockLost
 from alembic_entrypoint.logs import log
-from alembic_entrypoint.observe import Target, WorkerFailed, logged, misconfigured, recorded_now
+from alembic_entrypoint.observe import WorkerFailed, logged, misconfigured, recorded_now
 from alembic_entrypoint.postgres.leftovers import invalid_indexes
 from alembic_entrypoint.schema import snapshot
 from alembic_entrypoint.schema.difference import difference
 from alembic_entrypoint.schema.facts import Snapshot
+from alembic_entrypoint.target import Target
 from alembic_entrypoint.wait import connected
 from alembic_entrypoint.watch import Progress
 from alembic_entrypoint.worker.messages import Message
@@ -27,19 +28,19 @@ MAY_PASS = ("55P03", "40P01")
 #: Seconds in which the server must have ended what a worker left there; a session that it cannot end is said.
 ENDING = 5.0
 
-Decide = Callable[[Facts], Decision]
 
-
-def verified(lock: Lock, progress: Progress, decide: Decide) -> Decision:
+def verified(lock: Lock, progress: Progress, keeper: Keeper) -> Decision:
     """See that what the decision wanted is now so, over our own session: what counts is what was committed."""
     assert progress.facts is not None
     assert progress.decision is not None
     decision, facts = progress.decision, progress.facts
     if decision.action is not Action.UPGRADE:
+        keeper.seen(facts, decision)
         return decision
     recorded = recorded_now(lock.connection, facts.version_table)
-    after = decide(dataclasses.replace(facts, recorded=recorded))
+    _, after = keeper.decide(dataclasses.replace(facts, recorded=recorded))
     if after.action is not Action.START:
+        progress.end("failed", recorded, "not committed by env.py")
         raise Failed(
             f"The migrations ran, but {facts.version_table} now records {', '.join(recorded) or 'nothing'}: "
             "env.py did not commit them, and the database is as before.\n"
@@ -47,6 +48,9 @@ def verified(lock: Lock, progress: Progress, decide: Decide) -> Decision:
             "commits: commit it first, or pass a fresh one.",
             event="migration.failed",
         )
+    progress.end("ok", recorded)
+    if progress.book is not None:
+        keeper.applied(progress.book, facts, recorded)
     name_invalid_indexes(lock)
     log(
         "schema.upgraded",
@@ -95,6 +99,8 @@ def failed(lock: Lock, progress: Progress) -> Ended:
     else:
         lines.append("The database is as before: nothing was committed.")
     lines.append("The app was not started. Mend the migration, build the image again, and start it.")
+    assert progress.facts is not None  # else no migration had begun
+    progress.end("failed", recorded_now(lock.connection, progress.facts.version_table), lines[0])
     passes = (failure["sqlstate"] in MAY_PASS or _is_lost(failure)) and not applied and not left_behind
     kind: type[Ended] = TryAgain if passes else Failed
     if passes and progress.blocker:

@@ -96,10 +96,13 @@ class Settings:
         shown="this one",
     )
     mode: str = setting(
-        "migrate", "what `run` does: `migrate`, or `off` (only start the app)", _one_of("migrate", "off")
+        "migrate",
+        "what `run` does: `migrate`, `await` (wait until another has migrated) or `off` (only start the app)",
+        _one_of("migrate", "await", "off"),
     )
     target: str = setting("head", "what to upgrade to: `head`, `heads`, `<branch>@head` or a revision", TARGET)
     wait_timeout: float = setting(60.0, "seconds for the database to answer", SECONDS, shown="60")
+    await_timeout: float = setting(600.0, "seconds for `await head`", SECONDS, shown="600")
     lock_wait: float = setting(600.0, "seconds for another replica's migration", SECONDS, shown="600")
     ddl_lock_timeout: float = setting(
         5.0, "seconds that a migration's statement may queue for a table lock; 0 is off", SECONDS, shown="5"
@@ -107,6 +110,11 @@ class Settings:
     ddl_retries: int = setting(10, "how often such a migration is tried again, while nothing is committed", COUNT)
     statement_timeout: float = setting(
         0.0, "seconds that a migration's statement may take; 0 is off", SECONDS, shown="0"
+    )
+    ahead: str = setting(
+        "refuse",
+        "what an image does that is older than the database: `refuse`, or `run` the app with a warning",
+        _one_of("refuse", "run"),
     )
     clean: tuple[str, ...] = setting(
         ("migrations",),
@@ -117,7 +125,10 @@ class Settings:
     ignore: tuple[str, ...] = setting(
         (), "tables that belong to others: `schema.name`, with `*`, separated by spaces", WORDS, shown=""
     )
-    image: str = setting("", "a label for the logs: tag or commit", TEXT)
+    ledger: str = setting(
+        "on", "whether to remember in the database what was migrated: `on` or `off`", _one_of("on", "off")
+    )
+    image: str = setting("", "a label for logs and ledger: tag or commit", TEXT)
     help_url: str = setting("", "shown with every refusal: for those who ship images to strangers", TEXT)
     log_format: str = setting(
         "auto",

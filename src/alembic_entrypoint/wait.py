@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from alembic_entrypoint.address import Address
 from alembic_entrypoint.errors import Denied, Ended, Misconfigured, Unavailable
@@ -18,9 +17,11 @@ from alembic_entrypoint.postgres.answers import Answer, Outcome
 from alembic_entrypoint.postgres.login import NotReady, log_in
 from alembic_entrypoint.postgres.server import Server, examine
 
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
 #: A wrong password may be one that is being changed, a missing database one that is being created.
 GRACE = {Outcome.DENIED: 5.0, Outcome.WRONG: 5.0, Outcome.UNUSABLE: 0.0}
-_BACKOFF = wait_random_exponential(multiplier=0.1, max=1.0, min=0.05)
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,25 @@ class Ready:
 
 def await_database(address: Address, timeout: float, *, needs_primary: bool = True) -> Ready:
     """Wait until the database answers as it must, and say what it is. Raises Unavailable, Denied, Misconfigured."""
+    with reached(address, timeout, needs_primary=needs_primary) as (_, ready):
+        return ready
+
+
+@contextmanager
+def reached(
+    address: Address, timeout: float, *, needs_primary: bool = True
+) -> Iterator[tuple[psycopg.Connection[Any], Ready]]:
+    """Do the same, and hand out the session with which it was seen."""
     started = time.monotonic()
-    connection, reached = _connect(address, timeout, needs_primary, "alembic-entrypoint")
+    connection, found = _connect(address, timeout, needs_primary, "alembic-entrypoint")
     try:
         server = examine(connection)
+        elapsed = round(time.monotonic() - started, 3)
+        log("database.ready", database=str(found), version=server.version, elapsed=elapsed)
+        yield connection, Ready(server, found)
     finally:
+        # Not close(), which would wait for a statement that a silent server is still at.
         connection.pgconn.finish()
-    log(
-        "database.ready",
-        database=str(reached),
-        version=server.version,
-        elapsed=round(time.monotonic() - started, 3),
-    )
-    return Ready(server, reached)
 
 
 @contextmanager
@@ -61,7 +68,6 @@ def connected(
     try:
         yield connection
     finally:
-        # Not close(), which would wait for a statement that a silent server is still at.
         connection.pgconn.finish()
 
 
@@ -80,17 +86,29 @@ def _connect(
     address: Address, timeout: float, needs_primary: bool, application_name: str
 ) -> tuple[psycopg.Connection[Any], Address]:
     started = time.monotonic()
-    patience = _Patience(address, started + timeout)
+
+    failed: list[NotReady] = []
+
+    def attempt() -> tuple[psycopg.Connection[Any], Address]:
+        if failed:
+            raise failed.pop()
+        deadline = started + timeout
+        return log_in(address, deadline, needs_primary=needs_primary, application_name=application_name)
+
+    # Most databases answer at once; who waits has the time to import what waits.
+    try:
+        return attempt()
+    except NotReady as error:
+        failed.append(error)
+    from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
+
+    backoff = wait_random_exponential(multiplier=0.1, max=1.0, min=0.05)
+    patience = _Patience(address, started + timeout, backoff)
     retrying = Retrying(
-        retry=retry_if_exception_type(NotReady),
-        wait=patience.pause,
-        stop=patience.is_over,
-        reraise=True,
+        retry=retry_if_exception_type(NotReady), wait=patience.pause, stop=patience.is_over, reraise=True
     )
     try:
-        return retrying(
-            lambda: log_in(address, patience.deadline, needs_primary=needs_primary, application_name=application_name)
-        )
+        return retrying(attempt)
     except NotReady as error:
         raise _given_up(address, error.answer, time.monotonic() - started) from None
 
@@ -98,8 +116,9 @@ def _connect(
 class _Patience:
     """How long to go on, and what was said of it: one line for each reason, not one for each try."""
 
-    def __init__(self, address: Address, deadline: float) -> None:
+    def __init__(self, address: Address, deadline: float, backoff: Callable[[RetryCallState], float]) -> None:
         self.deadline = deadline
+        self._backoff = backoff
         self._address = address
         self._reason: str | None = None
         #: since when the answers have been such that a person has to mend something
@@ -111,7 +130,7 @@ class _Patience:
 
     def pause(self, state: RetryCallState) -> float:
         """Give the seconds to the next try; the last one is when the time is over."""
-        return min(_BACKOFF(state), max(0.0, self._left(state)))
+        return min(self._backoff(state), max(0.0, self._left(state)))
 
     def _left(self, state: RetryCallState) -> float:
         """Note why this try failed, and give the seconds that are left. Versions of tenacity ask in their own order."""

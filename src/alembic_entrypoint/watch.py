@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from alembic_entrypoint.facts import Facts
 from alembic_entrypoint.lock import Lock
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.postgres import activity
+from alembic_entrypoint.postgres.ledger import Book
 from alembic_entrypoint.schema.facts import Snapshot
 from alembic_entrypoint.worker.messages import Message
 
@@ -34,6 +36,13 @@ class Progress:
     failure: Message | None = None
     #: the schema before the first migration ran, where it could be read
     before: Snapshot | None = None
+    #: the ledger, where what is going on was noted
+    book: Book | None = None
+
+    def end(self, outcome: str, recorded: Sequence[str] | None = None, message: str | None = None) -> None:
+        """Note in the ledger how it ended."""
+        if self.book is not None:
+            self.book.end(outcome, recorded, message)
 
     @property
     def is_partly_committed(self) -> bool:

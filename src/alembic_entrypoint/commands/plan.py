@@ -8,12 +8,12 @@ from collections.abc import Callable
 from graphlib import TopologicalSorter
 from typing import Any
 
-from alembic_entrypoint.decide import Action, Decision, decide
+from alembic_entrypoint.decide import Action, Decision
 from alembic_entrypoint.errors import Ended, Refused
 from alembic_entrypoint.facts import Facts
+from alembic_entrypoint.judge import judged, remembered
 from alembic_entrypoint.observe import (
     NeedsWriting,
-    Target,
     WorkerFailed,
     find_target,
     misconfigured,
@@ -22,7 +22,8 @@ from alembic_entrypoint.observe import (
 )
 from alembic_entrypoint.outcome import refusal
 from alembic_entrypoint.settings import Settings
-from alembic_entrypoint.wait import await_database
+from alembic_entrypoint.target import Target
+from alembic_entrypoint.wait import await_database, connected
 from alembic_entrypoint.worker.client import Worker
 
 
@@ -37,16 +38,18 @@ def plan(settings: Settings, *, as_json: bool, as_sql: bool, write: Callable[[st
             "env.py writes to the database before it migrates (a CREATE SCHEMA, perhaps), and plan never writes.\n"
             "`alembic-entrypoint migrate` looks under the lock, where that is allowed."
         ) from None
-    decision = decide(seen.facts)
-    ended = _ended(decision, settings, seen.facts)
+    with connected(target.address, settings.wait_timeout) as connection:
+        facts = remembered(connection, seen.facts, settings)
+    decision = judged(facts, settings)
+    ended = _ended(decision, settings, facts)
     if as_sql:
         if ended is not None:
             raise ended
-        _write_sql(settings, seen.target, seen.facts, write)
+        _write_sql(settings, seen.target, facts, write)
     elif as_json:
-        write(json.dumps(document(decision, seen.facts, ended), indent=2))
+        write(json.dumps(document(decision, facts, ended), indent=2))
     else:
-        _write_text(decision, seen.facts, write)
+        _write_text(decision, facts, write)
     return ended.exit_code if ended else 0
 
 

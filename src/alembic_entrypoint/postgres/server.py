@@ -48,7 +48,7 @@ def examine(connection: psycopg.Connection[Any]) -> Server:
             f"The server is YugabyteDB ({version}), whose advisory locks are missing or switched off: replicas would "
             "migrate at the same time.\nalembic-entrypoint is for PostgreSQL only."
         )
-    number = int(connection.execute("SHOW server_version_num").fetchone()[0])  # type: ignore[index]
+    number = connection.info.server_version
     if number < OLDEST:
         raise Misconfigured(
             f"The server is PostgreSQL {version}; alembic-entrypoint is made for and tested on 13 to 18.\n"

@@ -42,6 +42,7 @@ class Environment:
         self.request = request
         self.connections = connections
         self.config = _configuration(request)
+        self.variables = watch_variables()
         self.configured_place, self.configured_url = _configured(self.config)
         if request.is_given and request.parameters is not None:
             _set_url(self.config, request)
@@ -103,11 +104,13 @@ class Environment:
         Raises Unusable where it migrates something else than one PostgreSQL database.
         """
         reached: list[bool] = []
+        self.moved = False
 
         def migrations(recorded: tuple[str, ...], context: Any) -> Any:
             reached.append(True)
             if _locations(self.script) != self._locations:
                 # Prefect chooses its version locations in env.py.
+                self.moved = True
                 self.load()
             return at_migrations(recorded, context)
 
@@ -157,6 +160,37 @@ class Environment:
             ) from None
 
     made: Made | None = None
+    #: whether env.py chose other version locations than the configuration names
+    moved = False
+
+    def inputs(self, schema: str | None) -> Message:
+        """Say what was taken into account, in the form of `facts.Inputs`; `schema` is the version table's."""
+        folders = [
+            os.path.realpath(os.path.join(_FOLDER, each)) for each in (self.script.dir, *_locations(self.script))
+        ]
+        return {
+            "folders": list(dict.fromkeys(folders)),
+            "variables": sorted(self.variables),
+            "is_fixed": not (self.moved or schema or self.script.sourceless),
+        }
+
+
+def watch_variables() -> set[str]:
+    """Note from now on which variables of the environment are read; `*` for all of them."""
+    read: set[str] = set()
+
+    class Watched(type(os.environ)):  # type: ignore[misc]
+        def __getitem__(self, name: Any) -> Any:
+            read.add(os.fsdecode(name) if isinstance(name, (str, bytes)) else "*")
+            return super().__getitem__(name)
+
+        def __iter__(self) -> Any:
+            read.add("*")
+            return super().__iter__()
+
+    for environment in (os.environ, os.environb):
+        environment.__class__ = Watched
+    return read
 
 
 def look(context: Any, recorded: tuple[str, ...]) -> Message:

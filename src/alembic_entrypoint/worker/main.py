@@ -279,6 +279,7 @@ def _seen(environment: Any, seen: Message) -> Message:
     made = environment.made
     return {
         **seen,
+        "inputs": environment.inputs(seen["version_table"]["schema"]),
         "migrations": environment.migrations(),
         "unloadable": environment.unloadable,
         "target_revisions": environment.target_revisions() if "@" in environment.request.target else None,

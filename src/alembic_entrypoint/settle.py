@@ -1,0 +1,178 @@
+"""The long way: look at image and database, take the lock, look again, decide, upgrade or refuse.
+
+Replicas of one image start together. Those that the ledger may answer lock before they look, so that one of a hundred
+looks and the others only ask the ledger; the others look first, so that none with nothing to do waits for a lock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from alembic_entrypoint.act import application_name, look_locked, settle_locked
+from alembic_entrypoint.decide import Action, Decision
+from alembic_entrypoint.errors import TryAgain
+from alembic_entrypoint.facts import Facts
+from alembic_entrypoint.fast import Answer, Known, ask
+from alembic_entrypoint.fingerprint import Fingerprint
+from alembic_entrypoint.judge import decided, judged, remembered
+from alembic_entrypoint.keeper import Keeper
+from alembic_entrypoint.lock import Lock, locked
+from alembic_entrypoint.logs import log
+from alembic_entrypoint.observe import NeedsWriting, Seen, find_target, logged, observe, recorded_now
+from alembic_entrypoint.outcome import refusal
+from alembic_entrypoint.settings import Settings
+from alembic_entrypoint.start import Steps
+from alembic_entrypoint.target import Target
+from alembic_entrypoint.wait import await_database, connected
+from alembic_entrypoint.worker.client import Worker
+
+
+class _LookFirst(Exception):
+    """The ledger cannot answer for this image, or who holds the lock is of another."""
+
+
+def settle_at_length(
+    settings: Settings, target: Target | None, image: Fingerprint | None, known: Known, steps: Steps
+) -> str:
+    """Bring the database to the target, and name the state in which it is; or raise the reason why not."""
+    if target is None:
+        target = find_target(settings)
+        ready = await_database(target.address, settings.wait_timeout)
+        log("server.examined", version=ready.server.version, pooled=ready.server.is_pooled)
+        target = target.at(ready.address)
+        steps.end("wait")
+    with ExitStack() as stack:
+        settling = _Settling(settings, target, image, steps, stack)
+        if image is not None and known.answer is not Answer.UNFIT:
+            with suppress(_LookFirst):
+                return settling.lock_first(image)
+        return settling.look_first()
+
+
+@dataclass
+class _Settling:
+    """What both ways share."""
+
+    settings: Settings
+    target: Target
+    image: Fingerprint | None
+    steps: Steps
+    stack: ExitStack
+    idle: Worker | None = None
+
+    def lock_first(self, image: Fingerprint) -> str:
+        """Look under the lock; who waits for it asks the ledger whether a replica of the same image has done it all."""
+        answers: list[Known] = []
+
+        def is_done(connection: psycopg.Connection[Any]) -> bool:
+            answers.append(ask(connection, image))
+            if answers[-1].answer is Answer.UNFIT:
+                raise _LookFirst
+            return answers[-1].answer is Answer.SETTLED
+
+        def at_wait(is_same_image: bool | None) -> None:
+            if is_same_image is False:
+                raise _LookFirst
+
+        name = application_name(self.settings, "locking")
+        waits = self.settings.lock_wait, self.settings.wait_timeout
+        with locked(self.target.address, *waits, name, is_done, at_wait, image.key) as lock:
+            self.steps.end("lock")
+            if lock is None:
+                return answers[-1].said()
+            facts = self._look()
+            self.steps.end("observe")
+            return self._settle(lock, facts)
+
+    def look_first(self) -> str:
+        """Look, then take the lock where there is something to do."""
+        facts = self._look()
+        self.steps.end("observe")
+        if facts is not None:
+            with connected(self.target.address, self.settings.wait_timeout) as connection:
+                facts = remembered(connection, facts, self.settings)
+            decision = judged(facts, self.settings)
+            if decision.action is Action.START:
+                decided(facts, self.settings)
+                self._remember(facts, decision)
+                return decision.state.value
+            if decision.image:
+                raise refusal(decided(facts, self.settings), self.settings.help_url, facts)
+            log("schema.observed", state=decision.state.value, **logged(facts))
+
+        def is_done(connection: psycopg.Connection[Any]) -> bool:
+            return facts is not None and _is_settled(connection, facts, self.settings)
+
+        # Who waits keeps no worker: a hundred replicas would use up the memory.
+        def at_wait(_: bool | None) -> None:
+            if self.idle is not None:
+                self.idle.end()
+
+        name = application_name(self.settings, "locking")
+        waits = self.settings.lock_wait, self.settings.wait_timeout
+        key = self.image.key if self.image else None
+        with locked(self.target.address, *waits, name, is_done, at_wait, key) as lock:
+            self.steps.end("lock")
+            if lock is None:
+                assert facts is not None  # else there was nothing to compare with, and the lock was waited for
+                with connected(self.target.address, self.settings.wait_timeout) as connection:
+                    now = _now(connection, facts, self.settings)
+                return decided(now, self.settings).state.value
+            return self._settle(lock, facts)
+
+    def _look(self) -> Facts | None:
+        """Look through `env.py`; None where that is to be done under the lock, since it writes."""
+        try:
+            is_cleaning = self.settings.clean == ("migrations",)
+            seen: Seen = observe(self.settings, self.target, is_cleaning=is_cleaning, stays=True)
+        except NeedsWriting as writing:
+            self.target = writing.target
+            log("schema.observed", note="env.py writes before it migrates: it is looked at under the lock")
+            return None
+        self.target, self.idle = seen.target, seen.worker
+        if self.idle is not None:
+            self.stack.callback(self.idle.end)
+        return seen.facts
+
+    def _settle(self, lock: Lock, facts: Facts | None) -> str:
+        keeper = Keeper(lock, self.settings, self.image)
+        if facts is None:
+            look_locked(lock, self.settings, self.target)
+        else:
+            facts = _now(lock.connection, facts, self.settings)
+            decision = judged(facts, self.settings)
+            if decision.action is Action.START or decision.image:
+                keeper.seen(facts, decided(facts, self.settings))
+                if decision.image:
+                    raise refusal(decision, self.settings.help_url, facts)
+                return decision.state.value
+        decision = settle_locked(lock, self.settings, self.target, keeper, self.idle)
+        self.steps.end("upgrade")
+        if decision.action is not Action.START:
+            raise refusal(decision, self.settings.help_url, facts)
+        return decision.state.value
+
+    def _remember(self, facts: Facts, decision: Decision) -> None:
+        """Keep what this start saw where the ledger does not have it yet, if the lock is free; if not, another does."""
+        if self.settings.ledger == "off" or facts.ledger.ancestors.keys() >= set(facts.recorded):
+            return
+        name = application_name(self.settings, "locking")
+        waits = 0.0, self.settings.wait_timeout
+        with suppress(TryAgain), locked(self.target.address, *waits, name, lambda _: False) as lock:
+            if lock is not None:
+                Keeper(lock, self.settings, self.image).seen(facts, decision)
+
+
+def _now(connection: psycopg.Connection[Any], facts: Facts, settings: Settings) -> Facts:
+    recorded = recorded_now(connection, facts.version_table)
+    return remembered(connection, dataclasses.replace(facts, recorded=recorded), settings)
+
+
+def _is_settled(connection: psycopg.Connection[Any], facts: Facts, settings: Settings) -> bool:
+    """See, while another replica migrates, whether what this image needs is there already."""
+    return judged(_now(connection, facts, settings), settings).action is Action.START

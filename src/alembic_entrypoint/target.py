@@ -1,0 +1,62 @@
+"""Which database is migrated, as a setting names it; and the secrets that must stay out of the logs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+from dataclasses import dataclass
+
+from alembic_entrypoint.address import Address, NotAnAddress, Place, parse, place_of
+from alembic_entrypoint.logs import hide
+from alembic_entrypoint.settings import Settings
+
+
+@dataclass(frozen=True)
+class Target:
+    """The database that is migrated, and whether a setting named it."""
+
+    address: Address
+    is_given: bool
+    #: what `env.py` calls this database: as the setting has it, and as was learned while observing
+    places: tuple[Place, ...]
+
+    def at(self, address: Address) -> Target:
+        """Give the same target at the host that answered."""
+        return dataclasses.replace(self, address=address)
+
+
+def given(settings: Settings) -> Target | None:
+    """Give the database that a setting names; None where `env.py` has to be asked."""
+    hide_environment()
+    return named(settings.database_url, is_given=True) if settings.database_url else None
+
+
+def named(address: Address, *, is_given: bool) -> Target:
+    """Make a target of an address, whose password is no log's business."""
+    keep_secret(address)
+    return Target(address, is_given, places=(place_from_here(address),))
+
+
+def keep_secret(address: Address) -> None:
+    """Keep a password out of everything that is logged from now on."""
+    hide(
+        address.spellings_of_password(),
+        names=(address.user or "", address.place.dbname, *address.place.hosts),
+    )
+
+
+def hide_environment() -> None:
+    """Keep out of the logs what the environment holds as secrets: an `env.py` that fails may print its settings."""
+    for name, value in os.environ.items():
+        if re.search(r"PASSW|SECRET|TOKEN|API_?KEY", name, re.IGNORECASE) and not name.endswith("_FILE"):
+            hide((value,))
+        elif "://" in value and "@" in value:
+            with contextlib.suppress(NotAnAddress):
+                keep_secret(parse(value))
+
+
+def place_from_here(address: Address) -> Place:
+    """Name the place as libpq does here, where `PG…` variables fill what the URL leaves out."""
+    return place_of(address.parameters, os.environ)
