@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from graphlib import CycleError, TopologicalSorter
 
 RESERVED = ("base", "head", "heads")
 
@@ -219,6 +218,8 @@ def _faults_of_replaces(graph: Graph) -> Iterable[str]:
 
 def _cycles(graph: Graph) -> Iterable[list[str]]:
     """Find every set of revisions that follow each other in a circle."""
+    from graphlib import CycleError, TopologicalSorter
+
     beneath = {each.revision: set(each.beneath) & graph.known for each in graph.migrations}
     while True:
         try:

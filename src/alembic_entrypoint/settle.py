@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 
 from alembic_entrypoint.act import application_name, look_locked, settle_locked
-from alembic_entrypoint.decide import Action, Decision
+from alembic_entrypoint.decide import Action, Decision, State
 from alembic_entrypoint.errors import TryAgain
 from alembic_entrypoint.facts import Facts
 from alembic_entrypoint.fast import Answer, Known, ask
@@ -101,7 +101,8 @@ class _Settling:
                 decided(facts, self.settings)
                 self._remember(facts, decision)
                 return decision.state.value
-            if decision.image:
+            if decision.image or decision.state is State.AHEAD:
+                # No lock and no wait would change it: who migrates now only gets further ahead.
                 raise refusal(decided(facts, self.settings), self.settings.help_url, facts)
             log("schema.observed", state=decision.state.value, **logged(facts))
 

@@ -111,10 +111,11 @@ def recorded(database: Database, table: str = "alembic_version") -> list[str]:
 
 
 def tables(database: Database) -> list[str]:
-    """Name every table that somebody made, as `schema.name`."""
+    """Name every table that somebody made, the ledger apart, as `schema.name`."""
     rows = database.query(
         "SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'"
+        "WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' "
+        "AND n.nspname NOT IN ('information_schema', 'alembic_entrypoint')"
     )
     return sorted(row[0] for row in rows)
 
@@ -124,7 +125,7 @@ def schemas(database: Database) -> list[str]:
     return sorted(
         name
         for (name,) in database.query("SELECT nspname FROM pg_namespace")
-        if not name.startswith("pg_") and name not in ("public", "information_schema")
+        if not name.startswith("pg_") and name not in ("public", "information_schema", "alembic_entrypoint")
     )
 
 
