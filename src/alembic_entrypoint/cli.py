@@ -88,7 +88,7 @@ def migrate(**options: str | None) -> int:
     return 0
 
 
-@program.command("await", context_settings={"allow_interspersed_args": False}, epilog=_VARIABLES)
+@program.command("await", epilog=_VARIABLES)
 @with_settings
 @click.argument("what", type=click.Choice(["connection", "head"]))
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import jsonschema
 import psycopg
 import pytest
 
@@ -14,6 +15,9 @@ from alembic_entrypoint.postgres import ledger
 from commands import Result, entrypoint, started
 from projects import Project, project
 from servers import Database, Server, fresh_database, wait_until
+
+
+SCHEMA = Path(__file__).parents[2] / "docs/schema/history.json"
 
 
 @pytest.fixture
@@ -50,6 +54,7 @@ def history(tree: Project, database: Database) -> list[dict[str, object]]:
     result = run(tree, database, "history", "--json")
     assert result.code == 0
     entries: list[dict[str, object]] = json.loads(result.stdout)
+    jsonschema.validate(entries, json.loads(SCHEMA.read_text()))
     return entries
 
 
