@@ -42,6 +42,18 @@ with engine.connect() as connection:
     with context.begin_transaction():
         context.run_migrations()
 """
+PRE_START = """
+import os, sqlalchemy
+from tenacity import retry, stop_after_attempt, wait_fixed
+
+@retry(stop=stop_after_attempt(300), wait=wait_fixed(1))
+def ready():
+    url = os.environ["DATABASE_URL"].replace("postgresql:", "postgresql+psycopg:")
+    with sqlalchemy.create_engine(url).connect() as connection:
+        connection.execute(sqlalchemy.text("SELECT 1"))
+
+ready()
+"""
 MIGRATION = """
 import sqlalchemy as sa
 from alembic import op
@@ -106,23 +118,54 @@ def database(server: Embedded, template: str = "template1") -> Iterator[str]:
             connection.execute("DROP DATABASE measured WITH (FORCE)")
 
 
-def compare(server: Embedded, folder: Path, template: str, rounds: int, *, with_floor: bool) -> dict[str, list[Cost]]:
-    """Run ours, Alembic and the floor in turn, each on a database of its own."""
-    commands = {
+def commands(folder: Path) -> dict[str, list[str]]:
+    """What is compared: ours, Alembic, the floor, and two ways in which people start today."""
+    python, alembic = sys.executable, str(BIN / "alembic")
+    (folder / "start.sh").write_text(
+        'find . -type d -name __pycache__ -exec rm -rf {} + ; find . -name "*.pyc" -delete\n'
+        f"{alembic} upgrade head && exec true\n"
+    )
+    (folder / "backend_pre_start.py").write_text(PRE_START)
+    (folder / "prestart.sh").write_text(f"{python} backend_pre_start.py && {alembic} upgrade head && exec true\n")
+    return {
         "ours": [str(BIN / "alembic-entrypoint"), "run", "--", "true"],
-        "alembic": [str(BIN / "alembic"), "upgrade", "head"],
-        "floor": [sys.executable, "-c", FLOOR],
+        "alembic": [alembic, "upgrade", "head"],
+        "floor": [python, "-c", FLOOR],
+        "a script that cleans bytecode first": ["sh", "start.sh"],
+        "a script that waits with tenacity first": ["sh", "prestart.sh"],
     }
-    if not with_floor:
-        del commands["floor"]
-    costs: dict[str, list[Cost]] = {name: [] for name in commands}
+
+
+def compare(server: Embedded, folder: Path, template: str, rounds: int) -> dict[str, list[Cost]]:
+    """Run ours and Alembic in turn, each on a database of its own."""
+    costs: dict[str, list[Cost]] = {"ours": [], "alembic": []}
     for n in range(rounds + 1):
-        for name, command in commands.items():
+        for name in costs:
             with database(server, template) as url:
-                cost = measure(command, folder, url)
+                cost = measure(commands(folder)[name], folder, url)
             if n:  # the first round warms caches
                 costs[name].append(cost)
     return costs
+
+
+def compare_idle(url: str, folder: Path, rounds: int) -> dict[str, list[Cost]]:
+    """Run everything in turn on one database, in which there is nothing to do."""
+    costs: dict[str, list[Cost]] = {name: [] for name in commands(folder)}
+    for n in range(rounds + 1):
+        for name, command in commands(folder).items():
+            cost = measure(command, folder, url)
+            if n:
+                costs[name].append(cost)
+    return costs
+
+
+def idle_row(count: int, costs: dict[str, list[Cost]]) -> str:
+    """Write one line of the table of starts with nothing to do: ours as a part of each of the others."""
+    wall = {name: statistics.median(cost.wall for cost in each) for name, each in costs.items()}
+    memory = {name: statistics.median(cost.memory for cost in each) for name, each in costs.items()}
+    order = ("floor", "alembic", "a script that cleans bytecode first", "a script that waits with tenacity first")
+    others = [f"{wall['ours'] / wall[name]:.2f}" for name in order]
+    return f"| {count} | {wall['ours']:.3f} s | {' | '.join(others)} | {memory['ours'] / memory['floor']:.2f} |"
 
 
 def row(what: str, count: int, costs: dict[str, list[Cost]]) -> str:
@@ -142,7 +185,6 @@ def row(what: str, count: int, costs: dict[str, list[Cost]]) -> str:
         f"{middle('ours', lambda c: c.wall):.2f} s ({quartiles})",
         f"{middle('alembic', lambda c: c.wall):.2f} s",
         ratio("alembic", lambda c: c.wall),
-        ratio("floor", lambda c: c.wall),
         ratio("alembic", lambda c: c.cpu),
         ratio("alembic", lambda c: c.memory),
     ]
@@ -155,25 +197,29 @@ def main() -> None:
     parser.add_argument("--migrations", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
-    print("| what | migrations | ours | Alembic | wall ÷ Alembic | wall ÷ floor | CPU ÷ Alembic | memory ÷ Alembic |")
-    print("|---|---|---|---|---|---|---|---|")
+    idle, busy = [], []
     for count in options.migrations:
-        with tempfile.TemporaryDirectory() as folder, embedded_server() as server:
-            tree(Path(folder), count)
+        with tempfile.TemporaryDirectory() as name, embedded_server() as server:
+            folder = Path(name)
+            tree(folder, count)
             plain = [str(BIN / "alembic"), "upgrade"]
             with psycopg.connect(server.url, autocommit=True) as connection:
                 connection.execute("CREATE DATABASE done")
                 connection.execute("CREATE DATABASE behind")
-            measure([*plain, "head"], Path(folder), server.url_for("done"))
-            if count > 10:
-                measure([*plain, f"m{count - 10:04}"], Path(folder), server.url_for("behind"))
+            measure(commands(folder)["ours"], folder, server.url_for("done"))
+            idle.append(idle_row(count, compare_idle(server.url_for("done"), folder, options.rounds)))
             few = max(3, options.rounds // 3)
-            print(row("nothing to do", count, compare(server, Path(folder), "done", options.rounds, with_floor=True)))
             if count > 10:
-                print(row("10 pending", count, compare(server, Path(folder), "behind", few, with_floor=False)))
-            print(
-                row("all pending", count, compare(server, Path(folder), "template1", few, with_floor=False)), flush=True
-            )
+                measure([*plain, f"m{count - 10:04}"], folder, server.url_for("behind"))
+                busy.append(row("10 pending", count, compare(server, folder, "behind", few)))
+            busy.append(row("all pending", count, compare(server, folder, "template1", few)))
+    print(
+        "| migrations | ours, nothing to do | ÷ the floor | ÷ Alembic | ÷ cleaning script | ÷ waiting script |"
+        " memory ÷ the floor |"
+    )
+    print("|---|---|---|---|---|---|---|", *idle, sep="\n")
+    print("\n| what | migrations | ours | Alembic | wall ÷ Alembic | CPU ÷ Alembic | memory ÷ Alembic |")
+    print("|---|---|---|---|---|---|---|", *busy, sep="\n")
 
 
 if __name__ == "__main__":

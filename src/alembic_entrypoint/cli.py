@@ -11,7 +11,7 @@ import click
 
 from alembic_entrypoint import __version__
 from alembic_entrypoint.errors import Usage
-from alembic_entrypoint.settings import TABLE, Settings, is_off, read
+from alembic_entrypoint.settings import TABLE, Settings, is_off
 
 _NAME = "alembic-entrypoint"
 
@@ -59,17 +59,12 @@ _VARIABLES = "Every option is also a variable: --lock-wait is ALEMBIC_ENTRYPOINT
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
 def run(command: tuple[str, ...], **options: str | None) -> None:
     """Settle the database, then become COMMAND: the ENTRYPOINT of an image."""
-    given = _given(options)
-    if is_off(os.environ, given):
-        from alembic_entrypoint.launch import launch
+    from alembic_entrypoint.launch import become_if_off
 
-        launch(command)
-    settings = _settings(given)
-    if settings.mode == "await":
-        _await(settings, "head", command)
-    from alembic_entrypoint import start
+    become_if_off(command, _given(options))
+    from alembic_entrypoint.start import run_plainly
 
-    start.run(settings, command)
+    run_plainly(command, _given(options))
 
 
 @program.command(epilog=_VARIABLES)
@@ -81,7 +76,9 @@ def migrate(**options: str | None) -> int:
         return 0
     settings = _settings(given)
     if settings.mode == "await":
-        return _await(settings, "head", ())
+        from alembic_entrypoint.commands.awaiting import await_and_become
+
+        return await_and_become(settings, "head", ())
     from alembic_entrypoint import start
 
     start.settle(settings, start.Steps())
@@ -94,20 +91,9 @@ def migrate(**options: str | None) -> int:
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def wait_for(what: str, command: tuple[str, ...], **options: str | None) -> int:
     """Wait until the database answers, or is where this image needs it; then become COMMAND. Never migrates."""
-    return _await(_settings(_given(options)), what, command)
+    from alembic_entrypoint.commands.awaiting import await_and_become
 
-
-def _await(settings: Settings, what: str, command: tuple[str, ...]) -> int:
-    from alembic_entrypoint.commands.awaiting import await_what
-
-    state = await_what(settings, what)
-    if command:
-        from alembic_entrypoint.launch import launch
-        from alembic_entrypoint.logs import log
-
-        log("app.launching", state=state, command=command[0])
-        launch(command)
-    return 0
+    return await_and_become(_settings(_given(options)), what, command)
 
 
 @program.command(epilog=_VARIABLES)
@@ -157,9 +143,6 @@ def _given(options: dict[str, str | None]) -> dict[str, str]:
 
 
 def _settings(given: dict[str, str]) -> Settings:
-    from alembic_entrypoint import logs
+    from alembic_entrypoint.start import read_settings
 
-    logs.configure()
-    settings = read(os.environ, given)
-    logs.configure(settings.log_format, settings.log_level)
-    return settings
+    return read_settings(given)

@@ -15,7 +15,7 @@ from psycopg.pq import ConnStatus
 
 from alembic_entrypoint.fingerprint import Fingerprint, environment, fingerprint
 from alembic_entrypoint.logs import log
-from alembic_entrypoint.postgres.ledger import IDENTITY, LAYOUT, stamped, version_rows
+from alembic_entrypoint.postgres.versions import IDENTITY, LAYOUT_VERSION, stamped, version_rows
 from alembic_entrypoint.settings import Settings
 
 #: One text, one round trip, and no setting left behind; a ledger that somebody has locked is not waited for.
@@ -72,7 +72,7 @@ def find_fingerprint(settings: Settings) -> Fingerprint | None:
 def ask(connection: psycopg.Connection[Any], image: Fingerprint) -> Known:
     """Ask the ledger about this image. Raises psycopg.OperationalError where the connection is lost."""
     try:
-        return _answer(connection, _QUESTION.format(word=image.word, layout=len(LAYOUT)))
+        return _answer(connection, _QUESTION.format(word=image.word, layout=LAYOUT_VERSION))
     except (psycopg.Error, TypeError, ValueError):
         # No ledger, no right, a lock on it, something else in its place: the long way says what there is to say.
         if connection.pgconn.status != ConnStatus.OK:

@@ -11,7 +11,11 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
+
+try:
+    from _blake2 import blake2b  # hashlib imports OpenSSL, too, for which a start has no use
+except ImportError:
+    from hashlib import blake2b
 from importlib.util import find_spec
 
 from alembic_entrypoint import __version__

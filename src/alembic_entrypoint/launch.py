@@ -5,11 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NoReturn
 
 from alembic_entrypoint.errors import NotExecutable, NotFound
+
+
+def become_if_off(command: Sequence[str], options: Mapping[str, str] | None = None) -> None:
+    """Become the command where nothing else is to be done: asked first, so that nothing can be in the way."""
+    from alembic_entrypoint.settings import is_off
+
+    if is_off(os.environ, options or {}):
+        launch(command)
 
 
 def launch(command: Sequence[str]) -> NoReturn:

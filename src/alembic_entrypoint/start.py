@@ -5,16 +5,37 @@ Most starts have nothing to do, and end here; `settle.py` goes on where there is
 
 from __future__ import annotations
 
+import gc
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
+from alembic_entrypoint import logs
 from alembic_entrypoint.fast import UNKNOWN, Answer, ask, find_fingerprint
 from alembic_entrypoint.launch import launch
 from alembic_entrypoint.logs import log
-from alembic_entrypoint.settings import Settings
+from alembic_entrypoint.settings import Settings, read
 from alembic_entrypoint.target import given
 from alembic_entrypoint.wait import reached
+
+
+def run_plainly(command: Sequence[str], options: Mapping[str, str] | None = None) -> NoReturn:
+    """Do what MODE says, then become the app."""
+    settings = read_settings(options or {})
+    if settings.mode == "await":
+        from alembic_entrypoint.commands.awaiting import await_and_become
+
+        await_and_become(settings, "head", command)
+    run(settings, command)
+
+
+def read_settings(options: Mapping[str, str]) -> Settings:
+    """Read the settings, and log as they say from then on. Raises Misconfigured."""
+    logs.configure()
+    settings = read(os.environ, options)
+    logs.configure(settings.log_format, settings.log_level)
+    return settings
 
 
 def run(settings: Settings, command: Sequence[str]) -> NoReturn:
@@ -55,6 +76,7 @@ def settle(settings: Settings, steps: Steps) -> str:
     # Imported here, so that a start with nothing to do does not pay for it.
     from alembic_entrypoint.settle import settle_at_length
 
+    gc.enable()
     return settle_at_length(settings, target, image, known, steps)
 
 

@@ -219,8 +219,8 @@ def test_a_standby_is_not_started_on_by_what_its_primary_saw(tree: Project, serv
 
 
 OURS = """
-__main__ address boundary cli errors facts fast fingerprint launch logs postgres postgres.answers postgres.ledger
-postgres.login postgres.server settings start target wait
+__main__ address boundary errors fast fingerprint launch logs postgres postgres.answers postgres.login postgres.server
+postgres.versions settings start target wait
 """.split()  # noqa: SIM905
 
 
@@ -238,8 +238,8 @@ def test_what_is_imported_with_nothing_to_do_is_little(settled: Project, databas
     python = Path(COMMAND).read_text().splitlines()[0].removeprefix("#!")
     done = subprocess.run([python, "-c", code], cwd=settled.folder, env=env, capture_output=True, text=True, check=True)
     modules = set(done.stdout.split())
-    assert {"psycopg", "click", "structlog", "alembic_entrypoint.fast"} <= modules
-    assert modules & {"alembic", "sqlalchemy", "tenacity", "rich", "graphlib", "difflib"} == set()
+    assert {"psycopg", "structlog", "alembic_entrypoint.fast"} <= modules
+    assert modules & {"alembic", "sqlalchemy", "tenacity", "rich", "click", "graphlib", "difflib"} == set()
     assert {each for each in modules if each.startswith("alembic_entrypoint")} == {
         "alembic_entrypoint",
         *(f"alembic_entrypoint.{name}" for name in OURS),

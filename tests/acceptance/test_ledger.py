@@ -16,7 +16,6 @@ from commands import Result, entrypoint, started
 from projects import Project, project
 from servers import Database, Server, fresh_database, wait_until
 
-
 SCHEMA = Path(__file__).parents[2] / "docs/schema/history.json"
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
 
 from alembic_entrypoint.decide import Action, Decision, State
-from alembic_entrypoint.errors import Ended, Misconfigured, Refused, TryAgain, Unavailable
+from alembic_entrypoint.errors import Ended, Refused, TryAgain, Unavailable
 from alembic_entrypoint.facts import Facts
 from alembic_entrypoint.fast import Answer, ask, find_fingerprint
 from alembic_entrypoint.fingerprint import Fingerprint
 from alembic_entrypoint.judge import decided, judged, remembered
+from alembic_entrypoint.launch import launch
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.observe import NeedsWriting, find_target, observe, recorded_now
 from alembic_entrypoint.outcome import refusal
@@ -118,11 +120,14 @@ def _missing(decision: Decision, facts: Facts) -> str:
     return f"{decision.state.value}: {decision.because}"
 
 
-def await_what(settings: Settings, what: str) -> str:
-    """Wait for what the command line names; give the state for the log."""
-    if what == "connection":
-        await_connection(settings)
-        return "connection"
+def await_and_become(settings: Settings, what: str, command: Sequence[str]) -> int:
+    """Wait for what the command line names, then become the command, if there is one."""
+    state = "connected"
     if what == "head":
-        return await_head(settings)
-    raise Misconfigured(f"await {what!r}: it must be connection or head.")
+        state = await_head(settings)
+    else:
+        await_connection(settings)
+    if command:
+        log("app.launching", state=state, command=command[0])
+        launch(command)
+    return 0

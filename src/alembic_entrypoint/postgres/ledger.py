@@ -19,15 +19,11 @@ from psycopg.pq import ConnStatus
 from alembic_entrypoint import __version__
 from alembic_entrypoint.facts import Facts, Graph, Ledger, VersionTable
 from alembic_entrypoint.logs import log
+from alembic_entrypoint.postgres.versions import IDENTITY, LAYOUT_VERSION, stamped, version_rows
 
 T = TypeVar("T")
 Connection = psycopg.Connection[Any]
 
-#: Which database this is: a rename, a dump restored elsewhere and a copy by TEMPLATE each give another.
-IDENTITY = (
-    "(SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()) || '/' || d.oid || '/' || d.datname "
-    "FROM pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database())"
-)
 #: What it is worth to wait for another's lock on the ledger: it is in nobody's way, and nobody's is in ours.
 _PATIENCE = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '5s'"
 #: As many images as can be told at once to have nothing to do, and settlings as many as anybody reads.
@@ -108,6 +104,7 @@ LAYOUT: tuple[str, ...] = (
     );
     """,
 )
+assert len(LAYOUT) == LAYOUT_VERSION
 
 
 class _Passed(Exception):
@@ -352,17 +349,6 @@ class Starting:
         )
 
 
-def version_rows(connection: Connection, schema: str, name: str) -> dict[str, str]:
-    """Read what is recorded: revision -> the transaction that wrote the row, by which a later write is seen."""
-    table = sql.Identifier(schema, name)
-    return dict(connection.execute(sql.SQL("SELECT version_num, xmin::text FROM {}").format(table)).fetchall())
-
-
-def stamped(rows: Mapping[str, str]) -> list[str]:
-    """Give the rows as words that can be compared."""
-    return [f"{revision} {xmin}" for revision, xmin in sorted(rows.items())]
-
-
 def passing_by(connection: Connection, work: Callable[[], T], otherwise: T) -> T:
     """Do something with the ledger in one transaction; where that fails, say so and go on without it.
 
@@ -405,11 +391,11 @@ def _is_ours(connection: Connection) -> bool:
     if not found or not found[0]:
         return False
     row = connection.execute("SELECT version FROM alembic_entrypoint.layout").fetchone()
-    if row is not None and row[0] > len(LAYOUT):
+    if row is not None and row[0] > LAYOUT_VERSION:
         raise _Passed(
-            f"a newer version of this program keeps a ledger of layout {row[0]} here; this one knows {len(LAYOUT)}"
+            f"a newer version of this program keeps a ledger of layout {row[0]} here; this one knows {LAYOUT_VERSION}"
         )
-    return row is not None and row[0] == len(LAYOUT)
+    return row is not None and row[0] == LAYOUT_VERSION
 
 
 def _open(connection: Connection) -> None:
@@ -427,7 +413,7 @@ def _open(connection: Connection) -> None:
     for step in LAYOUT[version:]:
         connection.execute(step)
     connection.execute("DELETE FROM alembic_entrypoint.layout")
-    connection.execute("INSERT INTO alembic_entrypoint.layout VALUES (%s)", [len(LAYOUT)])
+    connection.execute("INSERT INTO alembic_entrypoint.layout VALUES (%s)", [LAYOUT_VERSION])
 
 
 def _note_copy(connection: Connection, table: VersionTable) -> None:
