@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,9 +47,11 @@ BEGIN
   RETURN value;
 END $$;
 """
-# The version table exists before the first migration, so that its recording and commit can be slow and seen.
+# It exists before the first migration: of two migrators at once the second would otherwise fail where Alembic makes it,
+# by the luck of a primary key, before its first statement could be seen.
+VERSION_TABLE = "CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)"
+# Recording and commit can be slow and seen.
 SLOW_RECORDING = """
-CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY);
 CREATE FUNCTION recording() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   PERFORM witness(coalesce(nullif(current_setting('test.worker', true), ''), '0')::int, TG_ARGV[0], 0.1);
@@ -73,13 +76,19 @@ def rounds(full: int, least: int = 1) -> int:
 
 
 def witnessed(folder: Path, count: int = 3, *, env: str = ENV, seconds: float = 0.15, gated: bool = False) -> Project:
-    """Make a project whose migrations note what they do; `gated`: the first waits until `open_gate`."""
+    """Make a project whose migrations note what they do; `gated`: the first waits at the gate."""
     made = project(folder, env=env)
     for n in range(1, count + 1):
         lines = ['op.execute(f"SELECT gate({os.getpid()})")'] if gated and n == 1 else []
         lines += [WITNESS.format(f"r{n}", seconds), f"op.execute('CREATE TABLE t{n} (id int PRIMARY KEY)')"]
         made.add(f"r{n}", "\n".join(lines), down=f"r{n - 1}" if n > 1 else None, head="import os")
     return made
+
+
+def prepare(database: Database) -> None:
+    """Make what migrations need to note what they do, and an empty version table."""
+    database.execute(FUNCTIONS)
+    database.execute(VERSION_TABLE)
 
 
 def lines_of(database: Database) -> list[tuple[int, int, str]]:
@@ -97,6 +106,19 @@ def violations(database: Database) -> list[int]:
     """Name the workers that did something after another one had begun; none may."""
     blocks = [worker for worker, _ in groupby(line[0] for line in lines_of(database) if line[0])]
     return sorted({worker for worker in blocks if blocks.count(worker) > 1})
+
+
+def workers_of(database: Database) -> set[int]:
+    """Name the workers that have noted anything."""
+    return {worker for worker, _, _ in lines_of(database) if worker}
+
+
+@contextmanager
+def closed_gate(database: Database) -> Iterator[None]:
+    """Keep every `gate` of a database closed within the block."""
+    with database.connect() as connection:
+        connection.execute("SELECT pg_advisory_lock(999)")
+        yield
 
 
 def recorded(database: Database) -> list[str]:
@@ -195,7 +217,7 @@ def in_rounds(total: int, one_round: Callable[[Database, int], T], server: Serve
 
     def in_a_database(n: int) -> T:
         with fresh_database(server) as database:
-            database.execute(FUNCTIONS)
+            prepare(database)
             return one_round(database, n)
 
     with ThreadPoolExecutor(at_once) as pool:
