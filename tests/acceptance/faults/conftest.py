@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from witness import FUNCTIONS, SETTINGS
+from witness import SETTINGS, prepare
 
 from servers import Database, Server, fresh_database, own_server
 
@@ -16,9 +16,15 @@ def watched_server() -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def watched13() -> Iterator[Server]:
+    with own_server(13, SETTINGS) as server:
+        yield server
+
+
 @pytest.fixture
 def watched(watched_server: Server) -> Iterator[Database]:
     """Give an empty database in which migrations can note what they do."""
     with fresh_database(watched_server) as made:
-        made.execute(FUNCTIONS)
+        prepare(made)
         yield made

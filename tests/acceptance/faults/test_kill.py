@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from witness import (
     closed_gate,
     has_witness,
     in_rounds,
+    lines_of,
     measured,
     off,
     recorded,
@@ -28,6 +30,7 @@ from witness import (
     workers_of,
 )
 
+from alembic_entrypoint.worker.messages import LOCK_A, LOCK_CLASS
 from commands import Result, Running, started
 from projects import ENV, Project
 from servers import Database, Server, processes_of, wait_until
@@ -35,20 +38,26 @@ from servers import Database, Server, processes_of, wait_until
 pytestmark = pytest.mark.faults
 
 
+MakeTree = Callable[[Path], Project]
+#: Between two migrations: the next one has done nothing yet but say so.
+PAUSE = "import time\nop.execute(f\"SELECT witness({os.getpid()}, 'pause')\")\ntime.sleep(0.15)"
+
+
 def in_one_transaction(folder: Path) -> Project:
     """Make three migrations that commit together."""
-    return witnessed(folder, env=ENV)
+    return witnessed(folder, env=ENV, pause=PAUSE)
 
 
 def per_migration(folder: Path) -> Project:
     """Make three migrations that commit one by one."""
-    return witnessed(folder, env=PER_MIGRATION)
+    return witnessed(folder, env=PER_MIGRATION, pause=PAUSE)
 
 
 def with_autocommit(folder: Path) -> Project:
     """Make a second migration that commits in its middle."""
-    made = witnessed(folder, env=ENV)
+    made = witnessed(folder, env=ENV, pause=PAUSE)
     block = f"""
+{PAUSE}
 with op.get_context().autocommit_block():
     op.execute("CREATE TABLE half ()")
 {WITNESS.format("r2", 0.2)}
@@ -60,8 +69,9 @@ op.execute("CREATE TABLE t2 ()")
 
 def with_concurrently(folder: Path) -> Project:
     """Make a second migration that builds an index concurrently."""
-    made = witnessed(folder, env=ENV)
+    made = witnessed(folder, env=ENV, pause=PAUSE)
     block = f"""
+{PAUSE}
 op.execute("CREATE TABLE t2 (id int)")
 op.execute("INSERT INTO t2 SELECT generate_series(1, 15)")
 {WITNESS.format("r2", 0)}
@@ -73,17 +83,43 @@ with op.get_context().autocommit_block():
 
 
 Phase = Callable[[Running, Database], bool]
+#: How each phase is recognised, the latest first: what holds of it and of no earlier one.
 PHASES: dict[str, Phase] = {
-    "waiting": lambda run, _: run.process.poll() is None,
-    "observing": lambda run, _: run.has("server.examined"),
-    "locking": lambda run, _: run.has("schema.observed"),
-    "in a statement": lambda run, database: has_witness(database, "r2"),
-    "between migrations": lambda run, _: run.has("migration.finished"),
-    "at commit": lambda run, database: has_witness(database, "commit"),
-    "recording": lambda run, database: has_witness(database, "recording"),
     "launching": lambda run, _: run.has("app.launching"),
+    "at commit": lambda run, database: last_label(database) == "commit",
+    "recording": lambda run, database: last_label(database) == "recording",
+    "building concurrently": lambda run, database: last_label(database) == "concurrently",
+    "in a statement": lambda run, database: last_label(database) in ("r2", "r3"),
+    "between migrations": lambda run, database: last_label(database) == "pause",
+    "in the first migration": lambda run, database: has_witness(database, "r1"),
+    "preparing": lambda run, _: run.has("lock.acquired"),
+    "locking": lambda run, _: run.has("lock.waiting"),
+    "observing": lambda run, _: run.has("server.examined"),
+    "waiting": lambda run, _: True,
 }
 WHO = ("parent", "worker", "both")
+#: Of the phases, those that any moment may come upon, but that no round aims at.
+IN_PASSING = ("in the first migration", "preparing")
+TREES = (in_one_transaction, per_migration, with_autocommit, with_concurrently)
+
+
+def last_label(database: Database) -> str:
+    lines = lines_of(database)
+    return lines[-1][2] if lines else ""
+
+
+def phase_of(run: Running, database: Database) -> str:
+    """Tell where a run is."""
+    return next(name for name, is_there in PHASES.items() if is_there(run, database))
+
+
+def aims_of(make_tree: MakeTree, total: int) -> list[str]:
+    """Give the phase that each round aims at: each in turn, beginning elsewhere for each tree."""
+    names = [name for name in PHASES if name not in IN_PASSING]
+    if make_tree is not with_concurrently:
+        names.remove("building concurrently")
+    first = TREES.index(make_tree) * total
+    return [names[n % len(names)] for n in range(first, first + total)]
 
 
 def kill(run: Running, who: str) -> None:
@@ -94,55 +130,87 @@ def kill(run: Running, who: str) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def one_round(tree: Project, database: Database, n: int, env: dict[str, str]) -> tuple[str, str, list[Result]]:
-    """Kill the first of five at a phase; give the phase, who was killed, and how the four others ended."""
-    phase, who = list(PHASES)[n % len(PHASES)], WHO[n // len(PHASES) % 3 if n >= len(PHASES) else n % 3]
+@contextmanager
+def lock_held(database: Database) -> Iterator[None]:
+    """Hold what all wait for, so that nobody gets past it within the block."""
+    with database.connect() as connection:
+        connection.execute(f"SELECT pg_advisory_lock({LOCK_CLASS}, {LOCK_A})")
+        yield
+
+
+def one_round(tree: Project, database: Database, aim: str, who: str) -> tuple[str, list[Result]]:
+    """Kill the first of five at a phase; give the phase in which it was, and how the four others ended."""
     database.execute(SLOW_RECORDING)
-    env = {"DATABASE_URL": database.url, "ALEMBIC_ENTRYPOINT_LOCK_WAIT": "60", **env}
+    env = {"DATABASE_URL": database.url, "ALEMBIC_ENTRYPOINT_LOCK_WAIT": "60"}
+    moment = random.uniform(0.0, 0.05)
     with ExitStack() as stack:
-        first = stack.enter_context(started(tree.folder, "run", "true", env=env, name=f"{database.name}-0"))
-        if phase not in ("waiting", "observing", "locking"):
-            wait_until(lambda: first.has("lock.acquired") or first.process.poll() is not None, 60)
-        others = [
-            stack.enter_context(started(tree.folder, "run", "true", env=env, name=f"{database.name}-{k}"))
-            for k in range(1, 5)
-        ]
-        wait_until(lambda: PHASES[phase](first, database) or first.process.poll() is not None, 60, interval=0.005)
-        moment = random.uniform(0.0, 0.1)
-        with suppress(pytest.fail.Exception):
-            wait_until(lambda: first.process.poll() is not None, moment, interval=0.01)
-        kill(first, who)
+        is_early = aim in ("waiting", "observing", "locking")
+        with lock_held(database) if is_early else nullcontext():
+            first = stack.enter_context(started(tree.folder, "run", "sleep", "1", env=env, name=f"{database.name}-0"))
+            if not is_early:
+                wait_until(lambda: first.has("lock.acquired"), 60)
+            others = [
+                stack.enter_context(started(tree.folder, "run", "true", env=env, name=f"{database.name}-{k}"))
+                for k in range(1, 5)
+            ]
+            wait_until(lambda: PHASES[aim](first, database) or has_ended(first), 60, interval=0.002)
+            reached = time.monotonic()
+            wait_until(lambda: time.monotonic() - reached > moment, interval=0.005)
+            phase = phase_of(first, database)
+            kill(first, who)
         results = [other.end(120) for other in others]
         first.end(60)
-    return phase, who, results
+    return phase, results
+
+
+def has_ended(run: Running) -> bool:
+    return run.process.poll() is not None
+
+
+def seen_in(histogram: Counter[str], aims: list[str], **what: object) -> None:
+    """Print how often each phase was hit; a phase that was aimed at and never hit fails."""
+    cells = {name: histogram[name] for name in reversed(PHASES) if name in aims or histogram[name]}
+    measured("Kill", **what, rounds=histogram.total(), violations=0, histogram=cells)
+    assert all(cells.values()), cells
 
 
 @pytest.mark.parametrize("make_tree", [in_one_transaction, per_migration], ids=lambda each: each.__name__)
 def test_after_a_kill_another_brings_a_transactional_tree_to_head(
-    tmp_path: Path, watched_server: Server, make_tree: Callable[[Path], Project]
+    tmp_path: Path, watched_server: Server, make_tree: MakeTree
 ) -> None:
-    tree = make_tree(tmp_path)
+    bring_to_head(make_tree, tmp_path, watched_server, rounds(60))
+
+
+@pytest.mark.extra
+def test_after_a_kill_another_brings_a_tree_to_head_on_postgresql_13(tmp_path: Path, watched13: Server) -> None:
+    """There the server does not look after the client of a statement that runs."""
+    bring_to_head(per_migration, tmp_path, watched13, rounds(30))
+
+
+def bring_to_head(make_tree: MakeTree, folder: Path, server: Server, total: int) -> None:
+    tree, aims = make_tree(folder), aims_of(make_tree, total)
 
     def round_of(database: Database, n: int) -> str:
-        phase, who, results = one_round(tree, database, n, {})
-        assert [each.code for each in results] == [0] * 4, (phase, who, results[0].stderr)
+        who = WHO[n % 3]
+        phase, results = one_round(tree, database, aims[n], who)
+        assert [each.code for each in results] == [0] * 4, (phase, who, [each.stderr for each in results if each.code])
         assert recorded(database) == ["r3"]
         assert violations(database) == []
         return phase
 
-    seen = Counter(in_rounds(rounds(60, len(PHASES)), round_of, watched_server, at_once=2))
-    measured("Kill", tree=make_tree.__name__, at_head=seen.total(), histogram=dict(seen))
-    assert set(seen) == set(PHASES)
+    seen = Counter(in_rounds(len(aims), round_of, server, at_once=2))
+    seen_in(seen, aims, tree=make_tree.__name__, postgresql=server.major, at_head=seen.total())
 
 
 @pytest.mark.parametrize("make_tree", [with_autocommit, with_concurrently], ids=lambda each: each.__name__)
 def test_after_a_kill_what_other_trees_left_behind_is_named(
-    tmp_path: Path, watched_server: Server, make_tree: Callable[[Path], Project]
+    tmp_path: Path, watched_server: Server, make_tree: MakeTree
 ) -> None:
-    tree = make_tree(tmp_path)
+    tree, aims = make_tree(tmp_path), aims_of(make_tree, rounds(60))
 
     def round_of(database: Database, n: int) -> tuple[str, str]:
-        phase, who, results = one_round(tree, database, n, {})
+        who = WHO[n % 3]
+        phase, results = one_round(tree, database, aims[n], who)
         assert violations(database) == []
         codes = {each.code for each in results}
         if codes == {0}:
@@ -153,14 +221,14 @@ def test_after_a_kill_what_other_trees_left_behind_is_named(
         # What was committed is not lost, and the failure says what of it is in the way.
         assert "Migration r2" in told, (phase, who, told)
         assert "already exists" in told, (phase, who, told)
-        assert make_tree is not with_concurrently or "t2" in told
+        if phase == "building concurrently":
+            assert "DROP INDEX CONCURRENTLY public.slow_index;" in told, told
+        assert recorded(database) == ["r1"]
         return phase, "named"
 
-    seen = Counter(in_rounds(rounds(60, len(PHASES)), round_of, watched_server, at_once=2))
-    measured(
-        "Kill", tree=make_tree.__name__, histogram={f"{phase}: {end}": count for (phase, end), count in seen.items()}
-    )
-    assert {phase for phase, _ in seen} == set(PHASES)
+    ends = in_rounds(len(aims), round_of, watched_server, at_once=2)
+    outcomes = Counter(end for _, end in ends)
+    seen_in(Counter(phase for phase, _ in ends), aims, tree=make_tree.__name__, ends=dict(outcomes))
 
 
 def outlive_parent(tree: Project, database: Database, env: dict[str, str]) -> Result:

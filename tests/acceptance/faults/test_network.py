@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from witness import FUNCTIONS, SETTINGS, has_witness, measured, recorded, violations, witnessed
+from witness import SETTINGS, has_witness, measured, prepare, recorded, violations, witnessed
 
 from commands import started
 from servers import Database, Server, fresh_database, own_server, wait_until
@@ -74,7 +74,7 @@ def cable() -> Iterator[Cable]:
 def beyond(made: Cable) -> Iterator[tuple[Database, str]]:
     """Start a server that both sides reach; give its database, and the URL for the namespace."""
     with own_server(18, {**SETTINGS, "listen_addresses": "*"}, hba=TRUST) as server, fresh_database(server) as database:
-        database.execute(FUNCTIONS)
+        prepare(database)
         yield database, database.url.replace("127.0.0.1", f"{made.address}.1")
 
 
@@ -124,7 +124,7 @@ def test_a_server_that_is_only_slow_does_not_end_a_migration(tmp_path: Path) -> 
     tree = witnessed(tmp_path, 1, seconds=1)
     with own_server(18, SETTINGS) as server:
         database = Database(server, "postgres")
-        database.execute(FUNCTIONS)
+        prepare(database)
         with started(tree.folder, "migrate", env={"DATABASE_URL": database.url}) as run:
             wait_until(lambda: has_witness(database, "r1"), 60)
             freeze_for(server, 5.0)

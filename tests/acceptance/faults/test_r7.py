@@ -68,8 +68,8 @@ def terminate_lock_session(run: Running, database: Database) -> None:
     )
 
 
-def one_round(tree: Project, database: Database, end: End, env: dict[str, str]) -> int:
-    """End the first migrator at some moment, while a second one waits to take over; give its exit code."""
+def one_round(tree: Project, database: Database, end: End, env: dict[str, str], latest: int = 20) -> int:
+    """End the first migrator after some statements, while a second one waits to take over; give its exit code."""
     env = {"DATABASE_URL": database.url, "ALEMBIC_ENTRYPOINT_LOCK_WAIT": "30", **env}
     with (
         started(tree.folder, "migrate", env=env, name=f"{database.name}-first") as first,
@@ -78,7 +78,7 @@ def one_round(tree: Project, database: Database, end: End, env: dict[str, str]) 
         runs = [first, second]
         wait_until(lambda: any(run.has("lock.acquired") for run in runs), 60)
         holder, successor = sorted(runs, key=lambda run: not run.has("lock.acquired"))
-        moment = random.randrange(20)
+        moment = random.randrange(latest)
         wait_until(lambda: len(lines_of(database)) > moment or not is_going(holder), 60)
         end(holder, database)
         holder.end(60)
@@ -123,7 +123,8 @@ def test_without_the_fence_it_is_seen(tmp_path: Path, watched_server: Server, ma
     bare = off(tmp_path, "fence", "hearing", "watching", "patience")
 
     def round_of(database: Database, n: int) -> bool:
-        one_round(tree, database, end, bare)
+        # Early, so that the old worker is not yet done when the new one has started.
+        one_round(tree, database, end, bare, latest=2)
         return bool(violations(database))
 
     seen = in_rounds(4, round_of, watched_server)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from witness import FUNCTIONS, SETTINGS, has_witness, measured, recorded, rounds, sessions, witnessed
+from witness import SETTINGS, has_witness, measured, prepare, recorded, rounds, sessions, witnessed
 
 from commands import Running, started
 from projects import ENV, Project
@@ -104,7 +104,7 @@ def test_a_signal_ends_everything_while_the_server_is_frozen(tmp_path: Path, dri
     longest = 0.0
     with own_server(18, SETTINGS) as server:
         database = Database(server, "postgres")
-        database.execute(FUNCTIONS)
+        prepare(database)
         for _ in range(rounds(10, 2)):
             with started(tree.folder, "migrate", env=address(database, driver)) as run:
                 begun = server.log.count("slow")
@@ -132,7 +132,7 @@ def test_without_the_timer_a_frozen_server_is_waited_for(tmp_path: Path) -> None
     )
     with own_server(18, SETTINGS) as server:
         database = Database(server, "postgres")
-        database.execute(FUNCTIONS)
+        prepare(database)
         with started(tree.folder, "migrate", env={**address(database, "psycopg"), **without}) as run:
             wait_until(lambda: "slow" in server.log, 60)
             server.freeze()

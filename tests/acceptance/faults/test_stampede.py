@@ -11,12 +11,12 @@ from pathlib import Path
 import psycopg
 import pytest
 from witness import (
-    FUNCTIONS,
     SETTINGS,
     VERSION_TABLE,
     closed_gate,
     measured,
     off,
+    prepare,
     recorded,
     rounds,
     violations,
@@ -79,7 +79,7 @@ def test_one_of_a_hundred_upgrades_and_all_start(tmp_path: Path) -> None:
     with own_server(18, {**SETTINGS, "max_connections": "25"}) as server:
         for _ in range(rounds(10)):
             with fresh_database(server) as database:
-                database.execute(FUNCTIONS)
+                prepare(database)
                 before = resource.getrusage(resource.RUSAGE_CHILDREN)
                 results, elapsed, peak = stampede(tree, database, REPLICAS, {})
                 after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from projects import ENV, Project, project
 from servers import Database, Server, fresh_database
@@ -22,7 +22,12 @@ from servers import Database, Server, fresh_database
 T = TypeVar("T")
 
 #: Also for servers: an idle session must not end the lock's, and every line of the log counts.
-SETTINGS = {"log_line_prefix": "", "max_connections": "200", "log_min_messages": "warning"}
+SETTINGS = {
+    "log_line_prefix": "",
+    "log_error_verbosity": "terse",
+    "log_min_messages": "warning",
+    "max_connections": "200",
+}
 
 # LOG lines are not transactional. Each slice of the sleep is a line, so that a statement that runs on is seen.
 FUNCTIONS = """
@@ -75,27 +80,53 @@ def rounds(full: int, least: int = 1) -> int:
     return max(least, math.ceil(full * float(os.environ.get("FAULT_ROUNDS") or 0.1)))
 
 
-def witnessed(folder: Path, count: int = 3, *, env: str = ENV, seconds: float = 0.15, gated: bool = False) -> Project:
-    """Make a project whose migrations note what they do; `gated`: the first waits at the gate."""
+def witnessed(
+    folder: Path,
+    count: int = 3,
+    *,
+    env: str = ENV,
+    seconds: float = 0.15,
+    gated: bool = False,
+    pause: str = "",
+) -> Project:
+    """Make a project whose migrations note what they do.
+
+    `gated`: the first waits at the gate; `pause` is what the others begin with.
+    """
     made = project(folder, env=env)
     for n in range(1, count + 1):
         lines = ['op.execute(f"SELECT gate({os.getpid()})")'] if gated and n == 1 else []
+        lines += [pause] if pause and n > 1 else []
         lines += [WITNESS.format(f"r{n}", seconds), f"op.execute('CREATE TABLE t{n} (id int PRIMARY KEY)')"]
         made.add(f"r{n}", "\n".join(lines), down=f"r{n - 1}" if n > 1 else None, head="import os")
     return made
 
 
+#: Where in the log of a server a database's first line can be, so that a thousand rounds need not read all of it.
+_BEGINS: dict[tuple[Path, str], int] = {}
+
+
 def prepare(database: Database) -> None:
-    """Make what migrations need to note what they do, and an empty version table."""
+    """Make what migrations need to note what they do."""
+    log = log_of(database)
+    _BEGINS[log, database.name] = log.stat().st_size
     database.execute(FUNCTIONS)
-    database.execute(VERSION_TABLE)
+
+
+def log_of(database: Database) -> Path:
+    assert isinstance(database.server, Server)
+    return database.server.data.parent / "log"
 
 
 def lines_of(database: Database) -> list[tuple[int, int, str]]:
     """Read what was noted in one database, in the order in which it happened: worker, backend, label."""
-    server: Any = database.server
-    pattern = rf"witness {re.escape(database.name)} (\d+) (\d+) (\w+)"
-    return [(int(worker), int(backend), label) for worker, backend, label in re.findall(pattern, server.log)]
+    log = log_of(database)
+    with log.open() as file:
+        file.seek(_BEGINS.get((log, database.name), 0))
+        text = file.read()
+    pattern = rf"witness {re.escape(database.name)} (\d+) (\d+) (\w+)$"
+    found = re.findall(pattern, text, re.MULTILINE)
+    return [(int(worker), int(backend), label) for worker, backend, label in found]
 
 
 def has_witness(database: Database, label: str) -> bool:
@@ -218,6 +249,7 @@ def in_rounds(total: int, one_round: Callable[[Database, int], T], server: Serve
     def in_a_database(n: int) -> T:
         with fresh_database(server) as database:
             prepare(database)
+            database.execute(VERSION_TABLE)
             return one_round(database, n)
 
     with ThreadPoolExecutor(at_once) as pool:

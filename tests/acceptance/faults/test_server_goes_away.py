@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from witness import (
-    FUNCTIONS,
     PER_MIGRATION,
     SETTINGS,
     has_witness,
     in_rounds,
     measured,
     off,
+    prepare,
     recorded,
     violations,
     witnessed,
@@ -105,7 +105,7 @@ def test_a_restart_of_the_server_is_survived_or_ends_cleanly(tmp_path: Path, mom
     tree = witnessed(tmp_path, 3, seconds=0.3, env=PER_MIGRATION)
     with own_server(18, SETTINGS) as server:
         database = Database(server, "postgres")
-        database.execute(FUNCTIONS)
+        prepare(database)
         with started(tree.folder, "migrate", env={"DATABASE_URL": database.url}) as run:
             wait_until(lambda: MOMENTS[moment](run, database), 60)
             server.stop(mode)
@@ -123,7 +123,7 @@ def test_a_restart_of_the_server_is_survived_or_ends_cleanly(tmp_path: Path, mom
 def test_a_standby_is_waited_for_until_it_is_promoted(tmp_path: Path) -> None:
     tree = witnessed(tmp_path, 1, seconds=0)
     with own_server(18, SETTINGS) as primary:
-        primary.execute(FUNCTIONS)
+        prepare(Database(primary, "postgres"))
         with standby_of(primary) as standby:
             wait_until(lambda: standby.query("SELECT count(*) FROM pg_proc WHERE proname = 'witness'") == [(1,)])
             with started(tree.folder, "run", "echo", "the app", env={"DATABASE_URL": standby.url}) as run:
@@ -287,7 +287,7 @@ with op.get_context().autocommit_block():
 """
     tree.add("r2", build, down="r1")
     with own_server(18, SETTINGS) as server, fresh_database(server) as database:
-        database.execute(FUNCTIONS)
+        prepare(database)
         for name in ("first", "again"):
             with started(tree.folder, "migrate", env={"DATABASE_URL": database.url}, name=name) as run:
                 result = run.end(60)
