@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from witness import SETTINGS, prepare
+from witness import FIGURES, SETTINGS, prepare
 
 from servers import Database, Server, fresh_database, own_server
 
@@ -28,3 +28,11 @@ def watched(watched_server: Server) -> Iterator[Database]:
     with fresh_database(watched_server) as made:
         prepare(made)
         yield made
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was counted, by those tests that count."""
+    if FIGURES:
+        terminalreporter.section("figures")
+        for name, numbers in FIGURES:
+            terminalreporter.line(f"{name:28} {numbers}")

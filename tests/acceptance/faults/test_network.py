@@ -6,12 +6,12 @@ import secrets
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from witness import SETTINGS, has_witness, measured, prepare, recorded, violations, witnessed
+from witness import SETTINGS, has_witness, measured, off, prepare, recorded, violations, witnessed
 
 from commands import started
 from servers import Database, Server, fresh_database, own_server, wait_until
@@ -78,22 +78,37 @@ def beyond(made: Cable) -> Iterator[tuple[Database, str]]:
         yield database, database.url.replace("127.0.0.1", f"{made.address}.1")
 
 
+def own(database: Database) -> Server:
+    assert isinstance(database.server, Server)
+    return database.server
+
+
 def test_a_cut_during_a_migration_is_noticed_and_a_second_replica_goes_on(tmp_path: Path) -> None:
+    """Beside it, on a database of its own, one without keepalives, which notices nothing."""
     tree = witnessed(tmp_path, 2, seconds=60)
-    with cable() as made, beyond(made) as (database, url):
+    with (
+        cable() as made,
+        beyond(made) as (database, url),
+        fresh_database(own(database)) as other,
+        ExitStack() as stack,
+    ):
+        prepare(other)
         inside = ["ip", "netns", "exec", made.namespace]
-        env = {"DATABASE_URL": url}
-        with started(tree.folder, "migrate", env=env, name="cut", within=inside) as run:
-            wait_until(lambda: has_witness(database, "r1"), 60)
-            made.cut()
-            began = time.monotonic()
-            quick = witnessed(tmp_path / "quick", 2, seconds=0)
-            with started(quick.folder, "migrate", env={"DATABASE_URL": database.url}) as second:
-                result = run.end(60)
-                given_up = time.monotonic() - began
-                wait_until(lambda: second.process.poll() is not None, 60)
-                gone_on = time.monotonic() - began
-                assert second.end(5).code == 0
+        bare = {"DATABASE_URL": url.replace(database.name, other.name), **off(tmp_path, "keepalives")}
+        run = stack.enter_context(started(tree.folder, "migrate", env={"DATABASE_URL": url}, name="cut", within=inside))
+        deaf = stack.enter_context(started(tree.folder, "migrate", env=bare, name="bare", within=inside))
+        wait_until(lambda: has_witness(database, "r1") and has_witness(other, "r1"), 60)
+        made.cut()
+        began = time.monotonic()
+        quick = witnessed(tmp_path / "quick", 2, seconds=0)
+        with started(quick.folder, "migrate", env={"DATABASE_URL": database.url}) as second:
+            result = run.end(60)
+            given_up = time.monotonic() - began
+            wait_until(lambda: second.process.poll() is not None, 60)
+            gone_on = time.monotonic() - began
+            assert second.end(5).code == 0
+        wait_until(lambda: time.monotonic() - began > SILENCE + ENDING, SILENCE + ENDING + 1)
+        assert deaf.process.poll() is None, deaf.log.read_text()
         assert result.code == 75, result.stderr
         assert result.named("lock.lost")
         measured("Network cut", given_up=round(given_up, 1), second_done=round(gone_on, 1))

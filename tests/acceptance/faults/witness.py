@@ -147,9 +147,12 @@ def workers_of(database: Database) -> set[int]:
 @contextmanager
 def closed_gate(database: Database) -> Iterator[None]:
     """Keep every `gate` of a database closed within the block."""
-    with database.connect() as connection:
-        connection.execute("SELECT pg_advisory_lock(999)")
+    connection = database.connect()
+    connection.execute("SELECT pg_advisory_lock(999)")
+    try:
         yield
+    finally:
+        connection.close()
 
 
 def recorded(database: Database) -> list[str]:
@@ -209,6 +212,16 @@ main.Parent._end = stop_listening
 from alembic_entrypoint.lock import Lock
 Lock.check_alive = lambda self: None
 """,
+    "standby": """
+from alembic_entrypoint.postgres import login
+login._is_standby = lambda connection, deadline: False
+""",
+    "keepalives": """
+from alembic_entrypoint.postgres import login, session
+login.KEEPALIVES = {"keepalives": "0", "tcp_user_timeout": "0"}
+session.ALIVE = {name: value for name, value in session.ALIVE.items() if "tcp" not in name}
+session.SESSION = {name: value for name, value in session.SESSION.items() if "tcp" not in name}
+""",
     # Nor is this: successors that try at every moment.
     "patience": """
 from alembic_entrypoint import lock
@@ -238,9 +251,19 @@ def _indented(text: str) -> str:
     return "\n".join("    " + line for line in text.strip().splitlines())
 
 
+#: What the tests have counted, each with its name; told at the end of a run.
+FIGURES: list[tuple[str, str]] = []
+
+
 def measured(name: str, **numbers: object) -> None:
-    """Print what a fault test has counted; shown with `-s`, and by `make faults`."""
-    print(f"\n[{name}] " + " ".join(f"{key}={value}" for key, value in numbers.items()))
+    """Keep what a fault test has counted, for the end of the run."""
+    FIGURES.append((name, "  ".join(f"{key} {_shown(value)}" for key, value in numbers.items())))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {count}" for key, count in value.items()) + "}"
+    return str(value)
 
 
 def in_rounds(total: int, one_round: Callable[[Database, int], T], server: Server, at_once: int = 4) -> list[T]:
