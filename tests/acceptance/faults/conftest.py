@@ -30,9 +30,21 @@ def watched(watched_server: Server) -> Iterator[Database]:
         yield made
 
 
+@pytest.fixture(autouse=True)
+def _figures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Hand what a test has counted to its report, which also reaches us from another process."""
+    yield
+    request.node.user_properties.extend(FIGURES)
+    FIGURES.clear()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what was counted, by those tests that count."""
-    if FIGURES:
+    reports = [each for reports in terminalreporter.stats.values() for each in reports]
+    figures = [
+        each for report in reports if getattr(report, "when", "") == "teardown" for each in report.user_properties
+    ]
+    if figures:
         terminalreporter.section("figures")
-        for name, numbers in FIGURES:
-            terminalreporter.line(f"{name:28} {numbers}")
+    for name, numbers in sorted(figures):
+        terminalreporter.line(f"{name:26} {numbers}")

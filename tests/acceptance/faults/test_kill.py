@@ -198,7 +198,7 @@ def bring_to_head(make_tree: MakeTree, folder: Path, server: Server, total: int)
         assert violations(database) == []
         return phase
 
-    seen = Counter(in_rounds(len(aims), round_of, server, at_once=2))
+    seen = Counter(in_rounds(len(aims), round_of, server, at_once=3))
     seen_in(seen, aims, tree=make_tree.__name__, postgresql=server.major, at_head=seen.total())
 
 
@@ -226,7 +226,7 @@ def test_after_a_kill_what_other_trees_left_behind_is_named(
         assert recorded(database) == ["r1"]
         return phase, "named"
 
-    ends = in_rounds(len(aims), round_of, watched_server, at_once=2)
+    ends = in_rounds(len(aims), round_of, watched_server, at_once=3)
     outcomes = Counter(end for _, end in ends)
     seen_in(Counter(phase for phase, _ in ends), aims, tree=make_tree.__name__, ends=dict(outcomes))
 

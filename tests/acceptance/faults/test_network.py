@@ -18,8 +18,8 @@ from servers import Database, Server, fresh_database, own_server, wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.extra]
 
-#: What `docs/how-it-locks.md` names: 10 s idle and three probes of 5 s, and the two seconds in which we end.
-SILENCE, ENDING = 25.0, 3.0
+#: What `docs/how-it-locks.md` names: 10 s idle and three probes of 5 s; the seconds in which we end, and a few more.
+SILENCE, ENDING = 25.0, 5.0
 TRUST = "local all all trust\nhost all all all trust\n"
 
 

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.faults
 LOCK_SESSION = "alembic-entrypoint locking%"
 WORKER_SESSION = "alembic-entrypoint migrating%"
 #: What the promise says, and a moment for a busy machine's process to end.
-NOTICED, ENDED = 2.0, 1.5
+NOTICED, ENDED = 2.0, 3.0
 
 
 def terminate(database: Database, name: str) -> None:

@@ -251,7 +251,7 @@ def _indented(text: str) -> str:
     return "\n".join("    " + line for line in text.strip().splitlines())
 
 
-#: What the tests have counted, each with its name; told at the end of a run.
+#: What the test under way has counted, each with its name; told at the end of a run.
 FIGURES: list[tuple[str, str]] = []
 
 
@@ -264,6 +264,17 @@ def _shown(value: object) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {count}" for key, count in value.items()) + "}"
     return str(value)
+
+
+def until_seen(one_round: Callable[[Database], bool], server: Server, most: int = 12) -> int:
+    """Run rounds until one shows what it is about; give how many it took, or fail."""
+    for n in range(1, most + 1):
+        with fresh_database(server) as database:
+            prepare(database)
+            database.execute(VERSION_TABLE)
+            if one_round(database):
+                return n
+    raise AssertionError(f"not seen in {most} rounds")
 
 
 def in_rounds(total: int, one_round: Callable[[Database, int], T], server: Server, at_once: int = 4) -> list[T]:
