@@ -23,6 +23,7 @@ from witness import (
     lines_of,
     measured,
     off,
+    prepare,
     recorded,
     rounds,
     violations,
@@ -33,7 +34,7 @@ from witness import (
 from alembic_entrypoint.worker.messages import LOCK_A, LOCK_CLASS
 from commands import Result, Running, started
 from projects import ENV, Project
-from servers import Database, Server, processes_of, wait_until
+from servers import Database, Server, fresh_database, processes_of, wait_until
 
 pytestmark = pytest.mark.faults
 
@@ -272,3 +273,29 @@ def test_without_the_fence_a_killed_migrators_statement_is_seen_beside_the_next(
     watched.execute(VERSION_TABLE)
     outlive_parent(tree, watched, off(tmp_path, "fence", "hearing", "patience"))
     assert violations(watched)
+
+
+@pytest.mark.parametrize("major", [18, pytest.param(13, marks=pytest.mark.extra)])
+def test_what_a_killed_migrator_had_sent_ends_with_it_or_is_waited_for(
+    tmp_path: Path, request: pytest.FixtureRequest, major: int
+) -> None:
+    """From 14 on the server looks after the client of a statement that runs; before, the fence waits for its end."""
+    seconds = {18: 60.0, 13: 6.0}[major]
+    tree = witnessed(tmp_path, 1, seconds=seconds)
+    quick = witnessed(tmp_path / "quick", 1, seconds=0)
+    server: Server = request.getfixturevalue({18: "watched_server", 13: "watched13"}[major])
+    with fresh_database(server) as database:
+        prepare(database)
+        env = {"DATABASE_URL": database.url}
+        with started(tree.folder, "migrate", env=env) as first:
+            wait_until(lambda: has_witness(database, "r1"), 60)
+            with started(quick.folder, "migrate", env=env) as second:
+                wait_until(lambda: second.has("lock.waiting"), 60)
+                kill(first, "both")
+                killed = time.monotonic()
+                result = second.end(50)
+                took = time.monotonic() - killed
+        assert result.code == 0, result.stderr
+        assert violations(database) == []
+        assert major == 18 or waits_for_fence(second), "its statement ran on"
+    measured("Killed in a statement", postgresql=major, statement=seconds, next_one_done=round(took, 1))
