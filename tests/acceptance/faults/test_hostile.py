@@ -13,7 +13,6 @@ import pytest
 from test_signal_moments import ASYNC_ENV, DRIVERS, address
 from witness import (
     PER_MIGRATION,
-    WITNESS,
     closed_gate,
     has_witness,
     lines_of,
@@ -67,27 +66,28 @@ def backends_with_the_fence(database: Database) -> set[int]:
     return {pid for (pid,) in rows}
 
 
-def holds_the_fence(tree: Project, database: Database, env: dict[str, str], name: str = "first") -> bool:
-    """Run until r2's statement is at work; tell whether its backend holds the fence, and let it end."""
-    with started(tree.folder, "migrate", env={"DATABASE_URL": database.url, **env}, name=name) as run:
-        wait_until(lambda: has_witness(database, "r2") or run.process.poll() is not None, 60)
-        backends = {backend for _, backend, label in lines_of(database) if label == "r2"}
-        assert backends, run.log.read_text()
-        is_held = backends <= backends_with_the_fence(database)
+def holds_the_fence(tree: Project, database: Database, env: dict[str, str]) -> bool:
+    """Run until r2 stands at the gate; tell whether its backend holds the fence, and let it end."""
+    with started(tree.folder, "migrate", env={"DATABASE_URL": database.url, **env}) as run:
+        with closed_gate(database):
+            wait_until(lambda: has_witness(database, "gate") or run.process.poll() is not None, 60)
+            backends = {backend for _, backend, _ in lines_of(database)}
+            assert backends, run.log.read_text()
+            is_held = backends <= backends_with_the_fence(database)
         result = run.end(60)
         assert result.code == 0 or not is_held, result.stderr
     return is_held
 
 
+GATE = 'op.execute(f"SELECT gate({os.getpid()})")'
+
+
 def hostile_tree(folder: Path, body: str, *, env: str = ENV) -> Project:
-    """Make a hostile first migration, and a second one that notes what it does, outside of a transaction too."""
+    """Make a hostile first migration, and a second one that stands at the gate, outside of a transaction."""
     made = witnessed(folder, 0, env=env)
     made.add("r1", body)
-    noted = WITNESS.format("r2", 0.5)
     timeouts = "op.execute(\"CREATE TABLE timeouts AS SELECT current_setting('lock_timeout') AS lock\")"
-    block = "with op.get_context().autocommit_block():\n" + "\n".join(
-        f"    {each}" for each in noted.strip().splitlines()
-    )
+    block = f"with op.get_context().autocommit_block():\n    {GATE}"
     made.add("r2", f"{timeouts}\n{block}", down="r1", head="import os")
     return made
 
@@ -126,38 +126,42 @@ def test_a_raw_connection_beside_sqlalchemys_holds_the_fence(tmp_path: Path, wat
     body = """
 url = op.get_bind().engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
 with psycopg.connect(url, autocommit=True) as raw:
-    raw.execute(f"SELECT witness({os.getpid()}, 'r2', 0.5)")
+    raw.execute(f"SELECT gate({os.getpid()})")
 """
     tree.add("r2", body, down="r1", head="import os\nimport psycopg")
     assert holds_the_fence(tree, watched, {})
 
 
 def test_a_forked_child_that_keeps_the_socket_keeps_the_fence(tmp_path: Path, watched: Database) -> None:
-    tree = witnessed(tmp_path, 1, seconds=0, env=PER_MIGRATION)
-    fork = """
+    tree, over = witnessed(tmp_path, 1, seconds=0, env=PER_MIGRATION), tmp_path / "over"
+    fork = f"""
 child = os.fork()
 if not child:
     os.setsid()
-    time.sleep(6)
+    while not os.path.exists({str(over)!r}):
+        time.sleep(0.05)
     os._exit(0)
-op.execute(f"SELECT witness({os.getpid()}, 'r2', 0.05)")
+op.execute(f"SELECT witness({{os.getpid()}}, 'r2', 0.05)")
 time.sleep(60)
 """
     tree.add("r2", fork, down="r1", head="import os\nimport time")
     env = {"DATABASE_URL": watched.url, "ALEMBIC_ENTRYPOINT_LOCK_WAIT": "2"}
-    with started(tree.folder, "migrate", env=env) as run:
-        wait_until(lambda: has_witness(watched, "r2"), 60)
-        for pid in processes_of(run.pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        run.end()
+    try:
+        with started(tree.folder, "migrate", env=env) as run:
+            wait_until(lambda: has_witness(watched, "r2"), 60)
+            for pid in processes_of(run.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            run.end()
         tree.add("r2", "op.execute(f\"SELECT witness({os.getpid()}, 'r2')\")", down="r1", head="import os")
         with started(tree.folder, "migrate", env=env, name="second") as second:
             result = second.end(60)
+    finally:
+        over.touch()
     assert result.code == 75, result.stderr
     assert "alembic-entrypoint migrating" in result.message
-    with started(tree.folder, "migrate", env={**env, "ALEMBIC_ENTRYPOINT_LOCK_WAIT": "30"}, name="third") as third:
-        assert third.end(60).code == 0
+    with started(tree.folder, "migrate", env={**env, "ALEMBIC_ENTRYPOINT_LOCK_WAIT": "60"}, name="third") as third:
+        assert third.end(90).code == 0
     assert violations(watched) == []
 
 
@@ -175,7 +179,7 @@ op.execute("SELECT pg_sleep(60)")
         child = lines_of(watched)[0][0]
         assert is_running(child)
         run.signal(signal.SIGKILL)
-        wait_until(lambda: not is_running(child), 5)
+        wait_until(lambda: not is_running(child), 20)
 
 
 ROWS = 150
