@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -254,6 +255,20 @@ def test_an_unlock_that_freed_nothing_is_noticed(database: Database) -> None:
     held.connection.execute("SELECT pg_advisory_unlock_all()")
     with pytest.raises(lock.LockLost):
         taken.__exit__(None, None, None)
+
+
+def test_what_waits_for_the_end_of_a_statement_holds_up_no_other_thread(database: Database) -> None:
+    """One of them is the timer of a signal: libpq, left to wait, would keep it from running [R11]."""
+    with lock.locked(parse(database.url), 0.0, 5.0, "alembic-entrypoint locking", lambda _: False) as held:
+        assert held is not None
+        held.connection.pgconn.send_query(b"SELECT pg_sleep(1)")
+        waiting, turns = threading.Thread(target=held.worker_backends), 0
+        waiting.start()
+        while waiting.is_alive():
+            turns += 1
+            waiting.join(0.01)
+        assert turns > 10
+        assert held.worker_backends() == []
 
 
 def test_a_worker_in_another_database_is_not_let_in(database: Database) -> None:
