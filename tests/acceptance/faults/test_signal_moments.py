@@ -67,14 +67,21 @@ def seconds_to_end(run: Running, signum: int) -> tuple[float, int]:
         return time.monotonic() - began, run.process.wait(1)
 
 
-def moment_of(run: Running, database: Database) -> str:
-    """Wait for some moment of a run; give its name."""
-    if random.random() < 0.5:
-        begun = server_log(database).count(" slow")
-        wait_until(lambda: server_log(database).count(" slow") > begun, 60)
+MOMENTS = ("", "server.examined", "schema.observed", "lock.acquired", "migration.finished", "in a statement")
+
+
+def moment_of(run: Running, database: Database, n: int) -> str:
+    """Wait for a moment a little after the one that it is the turn of; give the name of what was the last event."""
+    aim, begun = MOMENTS[n % len(MOMENTS)], server_log(database).count(" slow")
+
+    def is_in_a_statement() -> bool:
+        return server_log(database).count(" slow") > begun
+
+    wait_until(lambda: is_in_a_statement() if aim == "in a statement" else not aim or run.has(aim), 60)
+    reached, length = time.monotonic(), random.uniform(0.0, 0.25)
+    wait_until(lambda: time.monotonic() - reached > length)
+    if is_in_a_statement():
         return "in a statement"
-    began, length = time.monotonic(), random.uniform(0.25, 3.0)
-    wait_until(lambda: time.monotonic() - began > length, 10)
     return run.events[-1]["event"] if run.events else "starting"
 
 
@@ -87,14 +94,15 @@ def server_log(database: Database) -> str:
 def test_a_signal_ends_everything_within_two_seconds(tmp_path: Path, watched: Database, driver: str) -> None:
     tree = tree_on(driver, tmp_path)
     longest, moments = 0.0, []
-    for n in range(rounds(40, 4)):
-        signum = (signal.SIGTERM, signal.SIGINT)[n % 2]
+    for n in range(rounds(40, len(MOMENTS))):
+        signum = (signal.SIGTERM, signal.SIGINT)[(n + n // len(MOMENTS)) % 2]
         with started(tree.folder, "run", "sleep", "60", env=address(watched, driver)) as run:
-            moments.append(moment_of(run, watched))
+            moments.append(moment_of(run, watched, n))
             family = processes_of(run.pid)
             elapsed, code = seconds_to_end(run, signum)
-            # Before the first line of ours is run Python has no handler, and nothing has been begun.
-            assert code == 128 + signum or (code, moments[-1]) == (-signum, "starting"), run.log.read_text()
+            # Before the first line of ours is run Python ends as it likes, and nothing has been begun.
+            is_ours = code == 128 + signum
+            assert is_ours or (code in (-signum, 1) and not run.events), (moments[-1], code, run.log.read_text())
             assert elapsed < LIMIT, (moments[-1], elapsed)
             wait_until(lambda: not sessions(watched), 10, what="no session is left")
             assert not any(is_running(pid) for pid in family)
@@ -110,13 +118,16 @@ def test_a_signal_ends_everything_while_the_server_is_frozen(tmp_path: Path, dri
     with own_server(18, SETTINGS) as server:
         database = Database(server, "postgres")
         prepare(database)
-        for _ in range(total):
+        for n in range(total):
             with started(tree.folder, "migrate", env=address(database, driver)) as run:
                 begun = server.log.count("slow")
                 wait_until(lambda begun=begun: server.log.count("slow") > begun, 60)  # type: ignore[misc]
                 family = processes_of(run.pid)
                 server.freeze()
+                frozen, later = time.monotonic(), 1.2 * (n % 2)
                 try:
+                    # Half a second later there is a statement of the parent's, too, that is never answered.
+                    wait_until(lambda since=frozen, later=later: time.monotonic() - since >= later)  # type: ignore[misc]
                     elapsed, code = seconds_to_end(run, signal.SIGTERM)
                     assert (code, elapsed < LIMIT) == (143, True), elapsed
                     assert not any(is_running(pid) for pid in family)
