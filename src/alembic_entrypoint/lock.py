@@ -8,6 +8,7 @@ a share; T, a random token of this holder, by which a connection of the worker r
 from __future__ import annotations
 
 import random
+import select
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -84,9 +85,15 @@ class Lock:
             time.sleep(0.02)
 
     def _finish_statement(self) -> None:
-        """Read the rest of a statement of ours that a signal has interrupted."""
+        """Read the rest of a statement of ours that a signal has interrupted.
+
+        libpq is never left to wait: it would keep Python's own lock, and with it the timer that ends us in time [R11].
+        """
         pgconn = self.connection.pgconn
         while pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
+            while pgconn.is_busy():
+                select.select([pgconn.socket], [], [])
+                pgconn.consume_input()
             pgconn.get_result()
 
 

@@ -90,9 +90,9 @@ def left_behind(tree: Project) -> list[str]:
 
 
 def see_that_nothing_is_left(tree: Project, database: Database) -> None:
-    assert left_behind(tree) == []
+    wait_until(lambda: not left_behind(tree), LIMIT, what="no process is left")
     sessions = "SELECT application_name, query FROM pg_stat_activity WHERE datname = %s"
-    wait_until(lambda: not database.server.query(sessions, database.name), LIMIT, what="no session is left")
+    wait_until(lambda: not database.server.query(sessions, database.name), 3 * LIMIT, what="no session is left")
     assert database.query("SELECT to_regclass('half')::text, to_regclass('alembic_version')::text") == [(None, None)]
 
 
@@ -216,7 +216,7 @@ def test_a_signal_ends_a_run_when_the_server_does_not_answer(signum: int, tree: 
         with running_until(tree, lambda _: database.query(SLEEPING), database.url) as running:
             server.freeze()
             ended_by(signum, running)
-            assert left_behind(tree) == []
+            wait_until(lambda: not left_behind(tree), LIMIT, what="no process is left")
             server.thaw()
         see_that_nothing_is_left(tree, database)
 
@@ -227,22 +227,22 @@ def test_a_signal_ends_a_run_that_waits_for_a_server_that_does_not_answer(tree: 
         url = f"{database.url}?connect_timeout=2"
         with running_until(tree, lambda running: running.has("database.waiting"), url) as running:
             ended_by(signal.SIGTERM, running)
-            assert left_behind(tree) == []
+            wait_until(lambda: not left_behind(tree), LIMIT, what="no process is left")
         server.thaw()
 
 
-def test_a_second_signal_ends_a_run_at_once(tree: Project) -> None:
-    """The first one waits for a frozen server, up to its limit; the second does not."""
+def test_a_second_signal_ends_a_run_at_once(tree: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one waits for a frozen server, up to its limit, which is a minute here; the second does not."""
+    tree.write("patient/sitecustomize.py", "from alembic_entrypoint import boundary\nboundary.LIMIT = 60.0\n")
+    monkeypatch.setenv("PYTHONPATH", str(tree.folder / "patient"))
     with own_server() as server, fresh_database(server) as database:
         with running_until(tree, lambda _: database.query(SLEEPING), database.url) as running:
             server.freeze()
             running.signal(signal.SIGINT)
             wait_until(lambda: not pending(running.pid), what="the first signal is taken")
-            began = time.monotonic()
             running.signal(signal.SIGINT)
             assert running.end(20).code == 130
-            assert time.monotonic() - began < 1.0
-            assert left_behind(tree) == []
+            wait_until(lambda: not left_behind(tree), LIMIT, what="no process is left")
             server.thaw()
         see_that_nothing_is_left(tree, database)
 

@@ -38,7 +38,7 @@ def waited_in_vain(folder: Path, url: str, timeout: float = 1.5) -> Result:
     elapsed = time.monotonic() - began
     assert (result.code, result.stdout) == (69, ""), result.stderr
     assert result.message.startswith("The database was not ready within ")
-    assert timeout < elapsed < timeout + 6
+    assert timeout < elapsed < timeout + 15
     return result
 
 
@@ -57,7 +57,7 @@ def waiting(tree: Project, url: str, reason: str) -> Iterator[Running]:
 
 def goes_on_at_once(running: Running) -> None:
     """See that a run whose database has just got ready notices, and gets to its end."""
-    wait_until(lambda: running.has("database.ready"), 6, what="database.ready")
+    wait_until(lambda: running.has("database.ready"), 15, what="database.ready")
     result = running.end()
     assert (result.code, result.stdout) == (0, "the app\n"), result.stderr
 
@@ -306,7 +306,7 @@ def test_who_is_not_let_in_is_told_so_after_a_short_grace(tmp_path: Path, strict
         assert (result.code, result.stdout) == (77, ""), result.stderr
         assert result.message.startswith("The database will not let us in. app at 127.0.0.1:")
         assert text in result.message
-        assert GRACE < took[login] < GRACE + 8
+        assert GRACE < took[login] < GRACE + 20
         assert len(reasons(result)) == 1
         for spelled in (PASSWORD, quote(PASSWORD, safe=""), "p@ss", "p%40ss"):
             assert spelled not in result.stderr
@@ -337,7 +337,7 @@ def test_a_database_that_does_not_exist_is_told_after_a_short_grace(tmp_path: Pa
     result = entrypoint("run", "echo", "the app", cwd=tmp_path, env={"DATABASE_URL": server.url_for("nowhere")})
     assert (result.code, result.stdout) == (78, "")
     assert "There is no such database. nowhere at 127.0.0.1:" in result.message
-    assert GRACE < time.monotonic() - began < GRACE + 6
+    assert GRACE < time.monotonic() - began < GRACE + 20
 
 
 def test_a_database_that_is_made_within_the_grace_is_used(tree: Project, server: Server) -> None:
@@ -401,7 +401,7 @@ def test_a_resolver_that_never_answers_delays_no_signal(tmp_path: Path) -> None:
             running.process.terminate()
             result = running.end(10)
     assert result.code == 143
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 4.0  # two seconds are promised; the machine that tests may be busy
 
 
 @pytest.mark.extra
@@ -417,4 +417,4 @@ def test_a_resolver_that_never_answers_is_waited_for_no_longer_than_was_set(tmp_
             result = running.end()
     assert result.code == 69
     assert "the name 'db.example.com' does not resolve: no answer within 2 s" in result.message
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
@@ -76,7 +77,7 @@ class Replicas(RuleBasedStateMachine):
         self.end(self.holder.connection)
         self.holder = None
 
-    @precondition(lambda self: self.tokens)
+    @precondition(lambda self: self.tokens and len(self.workers) < 4)
     @rule(pick=PICK)
     def worker_connects(self, pick: int) -> None:
         """Open a connection for any holder that there ever was, and stop before its first statement."""
@@ -98,6 +99,17 @@ class Replicas(RuleBasedStateMachine):
         except FenceError:
             self.workers.remove(worker)
             self.end(worker.connection)
+
+    @precondition(lambda self: any(worker.is_admitted for worker in self.workers))
+    @rule(pick=PICK)
+    def worker_drops_its_share(self, pick: int) -> None:
+        """As `DISCARD ALL` in a migration does; it begins its next transaction by asking anew."""
+        working = [worker for worker in self.workers if worker.is_admitted]
+        worker = working[pick % len(working)]
+        worker.connection.execute("SELECT pg_advisory_unlock_all()")
+        worker.is_admitted = False
+        worker.steps = self.make_steps(worker.token, SESSION)
+        worker.statement = next(worker.steps)
 
     @precondition(lambda self: self.workers)
     @rule(pick=PICK)
@@ -137,15 +149,49 @@ def check_before_share(token: int, session: dict[str, str]) -> Steps:
         raise FenceError("another migrator is at work")
 
 
-def test_no_two_migrators_ever_work_at_once(database: Database) -> None:
+def check_alone(token: int, session: dict[str, str]) -> Steps:
+    """Only check, and take no share."""
+    steps = fence_steps(token, session)
+    next(steps)
+    row = yield steps.send((True,))
+    if not row[0]:
+        raise FenceError("the lock is not held")
+
+
+def share_alone(token: int, session: dict[str, str]) -> Steps:
+    """Only take a share: a second lock that is checked once, as it was tried first [R7]."""
+    row = yield next(fence_steps(token, session))
+    if not row[0]:
+        raise FenceError("another migrator is at work")
+
+
+def in_any_order(database: Database, steps: Callable[[int, dict[str, str]], Steps], examples: int) -> None:
+    """Let hypothesis look for an order in which two work at once. Raises AssertionError where it finds one."""
     limits = settings(
-        max_examples=40,
+        max_examples=examples,
         stateful_step_count=20,
         deadline=None,
         database=None,
+        phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    run_state_machine_as_test(machine_on(database, fence_steps), settings=limits)
+    run_state_machine_as_test(machine_on(database, steps), settings=limits)
+
+
+def test_no_two_migrators_ever_work_at_once(database: Database) -> None:
+    in_any_order(database, fence_steps, 40)
+
+
+@pytest.mark.extra
+def test_nor_in_any_of_many_more_orders(database: Database) -> None:
+    in_any_order(database, fence_steps, 400)
+
+
+@pytest.mark.extra
+@pytest.mark.parametrize("steps", [check_before_share, check_alone, share_alone])
+def test_what_was_tried_before_is_found_out(database: Database, steps: Callable[[int, dict[str, str]], Steps]) -> None:
+    with pytest.raises(AssertionError, match="two migrators at once"):
+        in_any_order(database, steps, 4000)  # it ends with the first that it finds
 
 
 @pytest.mark.parametrize("steps", [fence_steps, check_before_share])
@@ -209,6 +255,20 @@ def test_an_unlock_that_freed_nothing_is_noticed(database: Database) -> None:
     held.connection.execute("SELECT pg_advisory_unlock_all()")
     with pytest.raises(lock.LockLost):
         taken.__exit__(None, None, None)
+
+
+def test_what_waits_for_the_end_of_a_statement_holds_up_no_other_thread(database: Database) -> None:
+    """One of them is the timer of a signal: libpq, left to wait, would keep it from running [R11]."""
+    with lock.locked(parse(database.url), 0.0, 5.0, "alembic-entrypoint locking", lambda _: False) as held:
+        assert held is not None
+        held.connection.pgconn.send_query(b"SELECT pg_sleep(1)")
+        waiting, turns = threading.Thread(target=held.worker_backends), 0
+        waiting.start()
+        while waiting.is_alive():
+            turns += 1
+            waiting.join(0.01)
+        assert turns > 10
+        assert held.worker_backends() == []
 
 
 def test_a_worker_in_another_database_is_not_let_in(database: Database) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from projects import ENV, Project, project
 from servers import Database, Server, fresh_database
@@ -21,7 +22,12 @@ from servers import Database, Server, fresh_database
 T = TypeVar("T")
 
 #: Also for servers: an idle session must not end the lock's, and every line of the log counts.
-SETTINGS = {"log_line_prefix": "", "max_connections": "200", "log_min_messages": "warning"}
+SETTINGS = {
+    "log_line_prefix": "",
+    "log_error_verbosity": "terse",
+    "log_min_messages": "warning",
+    "max_connections": "200",
+}
 
 # LOG lines are not transactional. Each slice of the sleep is a line, so that a statement that runs on is seen.
 FUNCTIONS = """
@@ -46,9 +52,11 @@ BEGIN
   RETURN value;
 END $$;
 """
-# The version table exists before the first migration, so that its recording and commit can be slow and seen.
+# It exists before the first migration: of two migrators at once the second would otherwise fail where Alembic makes it,
+# by the luck of a primary key, before its first statement could be seen.
+VERSION_TABLE = "CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)"
+# Recording and commit can be slow and seen.
 SLOW_RECORDING = """
-CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY);
 CREATE FUNCTION recording() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   PERFORM witness(coalesce(nullif(current_setting('test.worker', true), ''), '0')::int, TG_ARGV[0], 0.1);
@@ -72,21 +80,53 @@ def rounds(full: int, least: int = 1) -> int:
     return max(least, math.ceil(full * float(os.environ.get("FAULT_ROUNDS") or 0.1)))
 
 
-def witnessed(folder: Path, count: int = 3, *, env: str = ENV, seconds: float = 0.15, gated: bool = False) -> Project:
-    """Make a project whose migrations note what they do; `gated`: the first waits until `open_gate`."""
+def witnessed(
+    folder: Path,
+    count: int = 3,
+    *,
+    env: str = ENV,
+    seconds: float = 0.15,
+    gated: bool = False,
+    pause: str = "",
+) -> Project:
+    """Make a project whose migrations note what they do.
+
+    `gated`: the first waits at the gate; `pause` is what the others begin with.
+    """
     made = project(folder, env=env)
     for n in range(1, count + 1):
         lines = ['op.execute(f"SELECT gate({os.getpid()})")'] if gated and n == 1 else []
+        lines += [pause] if pause and n > 1 else []
         lines += [WITNESS.format(f"r{n}", seconds), f"op.execute('CREATE TABLE t{n} (id int PRIMARY KEY)')"]
         made.add(f"r{n}", "\n".join(lines), down=f"r{n - 1}" if n > 1 else None, head="import os")
     return made
 
 
+#: Where in the log of a server a database's first line can be, so that a thousand rounds need not read all of it.
+_BEGINS: dict[tuple[Path, str], int] = {}
+
+
+def prepare(database: Database) -> None:
+    """Make what migrations need to note what they do."""
+    log = log_of(database)
+    _BEGINS[log, database.name] = log.stat().st_size
+    database.execute(FUNCTIONS)
+
+
+def log_of(database: Database) -> Path:
+    assert isinstance(database.server, Server)
+    return database.server.data.parent / "log"
+
+
 def lines_of(database: Database) -> list[tuple[int, int, str]]:
     """Read what was noted in one database, in the order in which it happened: worker, backend, label."""
-    server: Any = database.server
-    pattern = rf"witness {re.escape(database.name)} (\d+) (\d+) (\w+)"
-    return [(int(worker), int(backend), label) for worker, backend, label in re.findall(pattern, server.log)]
+    log = log_of(database)
+    with log.open() as file:
+        file.seek(_BEGINS.get((log, database.name), 0))
+        text = file.read()
+    pattern = rf"witness {re.escape(database.name)} (\d+) (\d+) (\w+)$"
+    found = re.findall(pattern, text, re.MULTILINE)
+    return [(int(worker), int(backend), label) for worker, backend, label in found]
 
 
 def has_witness(database: Database, label: str) -> bool:
@@ -97,6 +137,22 @@ def violations(database: Database) -> list[int]:
     """Name the workers that did something after another one had begun; none may."""
     blocks = [worker for worker, _ in groupby(line[0] for line in lines_of(database) if line[0])]
     return sorted({worker for worker in blocks if blocks.count(worker) > 1})
+
+
+def workers_of(database: Database) -> set[int]:
+    """Name the workers that have noted anything."""
+    return {worker for worker, _, _ in lines_of(database) if worker}
+
+
+@contextmanager
+def closed_gate(database: Database) -> Iterator[None]:
+    """Keep every `gate` of a database closed within the block."""
+    connection = database.connect()
+    connection.execute("SELECT pg_advisory_lock(999)")
+    try:
+        yield
+    finally:
+        connection.close()
 
 
 def recorded(database: Database) -> list[str]:
@@ -156,6 +212,16 @@ main.Parent._end = stop_listening
 from alembic_entrypoint.lock import Lock
 Lock.check_alive = lambda self: None
 """,
+    "standby": """
+from alembic_entrypoint.postgres import login
+login._is_standby = lambda connection, deadline: False
+""",
+    "keepalives": """
+from alembic_entrypoint.postgres import login, session
+login.KEEPALIVES = {"keepalives": "0", "tcp_user_timeout": "0"}
+session.ALIVE = {name: value for name, value in session.ALIVE.items() if "tcp" not in name}
+session.SESSION = {name: value for name, value in session.SESSION.items() if "tcp" not in name}
+""",
     # Nor is this: successors that try at every moment.
     "patience": """
 from alembic_entrypoint import lock
@@ -185,9 +251,30 @@ def _indented(text: str) -> str:
     return "\n".join("    " + line for line in text.strip().splitlines())
 
 
+#: What the test under way has counted, each with its name; told at the end of a run.
+FIGURES: list[tuple[str, str]] = []
+
+
 def measured(name: str, **numbers: object) -> None:
-    """Print what a fault test has counted; shown with `-s`, and by `make faults`."""
-    print(f"\n[{name}] " + " ".join(f"{key}={value}" for key, value in numbers.items()))
+    """Keep what a fault test has counted, for the end of the run."""
+    FIGURES.append((name, "  ".join(f"{key} {_shown(value)}" for key, value in numbers.items())))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {count}" for key, count in value.items()) + "}"
+    return str(value)
+
+
+def until_seen(one_round: Callable[[Database], bool], server: Server, most: int = 12) -> int:
+    """Run rounds until one shows what it is about; give how many it took, or fail."""
+    for n in range(1, most + 1):
+        with fresh_database(server) as database:
+            prepare(database)
+            database.execute(VERSION_TABLE)
+            if one_round(database):
+                return n
+    raise AssertionError(f"not seen in {most} rounds")
 
 
 def in_rounds(total: int, one_round: Callable[[Database, int], T], server: Server, at_once: int = 4) -> list[T]:
@@ -195,7 +282,8 @@ def in_rounds(total: int, one_round: Callable[[Database, int], T], server: Serve
 
     def in_a_database(n: int) -> T:
         with fresh_database(server) as database:
-            database.execute(FUNCTIONS)
+            prepare(database)
+            database.execute(VERSION_TABLE)
             return one_round(database, n)
 
     with ThreadPoolExecutor(at_once) as pool:
