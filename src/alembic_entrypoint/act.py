@@ -12,6 +12,7 @@ import psycopg
 
 from alembic_entrypoint.decide import Action, Decision
 from alembic_entrypoint.errors import Ended, Interrupted
+from alembic_entrypoint.facts import Facts
 from alembic_entrypoint.lock import Lock, LockLost
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.observe import (
@@ -32,6 +33,7 @@ from alembic_entrypoint.outcome import (
     read_schema,
     verified,
 )
+from alembic_entrypoint.postgres.backup import Backup, back_up
 from alembic_entrypoint.postgres.session import ALIVE
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.watch import Progress, Watch, note
@@ -63,8 +65,10 @@ def settle_locked(
     Raises Refused, Failed, TryAgain, Misconfigured.
     """
     name_invalid_indexes(lock)
+    progress = Progress()
     for tries_left in range(settings.ddl_retries, -1, -1):
-        progress = Progress()
+        # Only what committed nothing is tried again: the backup from before is still that.
+        progress = Progress(backup=progress.backup)
         try:
             _run_worker(_worker(lock, settings, target, idle), lock, settings, decide, progress)
             idle = None
@@ -187,6 +191,7 @@ def _hear(message: Message, worker: Worker, lock: Lock, settings: Settings, deci
         progress.decision = decide(progress.facts)
         if progress.decision.action is Action.UPGRADE:
             progress.before = read_schema(lock, progress.facts)
+            progress.backup = progress.backup or _backed_up(lock, settings, progress.facts)
             worker.tell({"order": "upgrade", "revisions": progress.facts.target_revisions})
         else:
             worker.tell({"order": "stop"})
@@ -194,6 +199,20 @@ def _hear(message: Message, worker: Worker, lock: Lock, settings: Settings, deci
         log("worker.connected", level="debug", database=message["place"], note="another database, left alone")
     else:
         note(message, progress)
+
+
+def _backed_up(lock: Lock, settings: Settings, facts: Facts) -> Backup | None:
+    """Write a backup, where a setting wants one. Raises NoBackup, LockLost."""
+    if settings.backup is None:
+        return None
+    return back_up(
+        lock.connection,
+        settings.backup,
+        keep=settings.backup_keep,
+        recorded=facts.recorded,
+        application_name=application_name(settings, "backing up"),
+        check=lock.check_alive,
+    )
 
 
 def _cancel(lock: Lock, worker: Worker) -> None:

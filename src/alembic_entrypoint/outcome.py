@@ -95,6 +95,8 @@ def failed(lock: Lock, progress: Progress) -> Ended:
     else:
         lines.append("The database is as before: nothing was committed.")
     lines.append("The app was not started. Mend the migration, build the image again, and start it.")
+    if progress.backup:
+        lines.append(progress.backup.words)
     passes = (failure["sqlstate"] in MAY_PASS or _is_lost(failure)) and not applied and not left_behind
     kind: type[Ended] = TryAgain if passes else Failed
     if passes and progress.blocker:
@@ -139,7 +141,7 @@ def after_loss(lost: LockLost, target: Target, progress: Progress) -> Ended:
     half = f", and a part of {progress.migration['revision']}" if progress.is_partly_committed else ""  # type: ignore[index]
     return Failed(
         f"{lost.message}\nThese migrations may be committed: {done}{half}. "
-        "Start again: the database is looked at anew.",
+        "Start again: the database is looked at anew." + (f"\n{progress.backup.words}" if progress.backup else ""),
         event="lock.lost",
         **lost.keys,
     )

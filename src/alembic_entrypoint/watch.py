@@ -13,6 +13,7 @@ from alembic_entrypoint.facts import Facts
 from alembic_entrypoint.lock import Lock
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.postgres import activity
+from alembic_entrypoint.postgres.backup import Backup
 from alembic_entrypoint.schema.facts import Snapshot
 from alembic_entrypoint.worker.messages import Message
 
@@ -34,6 +35,8 @@ class Progress:
     failure: Message | None = None
     #: the schema before the first migration ran, where it could be read
     before: Snapshot | None = None
+    #: the copy of the database from before, where one is wanted
+    backup: Backup | None = None
 
     @property
     def is_partly_committed(self) -> bool:
