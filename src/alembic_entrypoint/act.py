@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, TypeVar
 
 import psycopg
 
@@ -33,12 +35,16 @@ from alembic_entrypoint.outcome import (
     read_schema,
     verified,
 )
-from alembic_entrypoint.postgres.backup import Backup, back_up
+from alembic_entrypoint.postgres.backup import back_up
 from alembic_entrypoint.postgres.session import ALIVE
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.watch import Progress, Watch, note
 from alembic_entrypoint.worker.client import Worker
 from alembic_entrypoint.worker.messages import Message, Request
+
+T = TypeVar("T")
+#: What is done about one thing that a worker says.
+Hear = Callable[[Message, Worker, Progress], None]
 
 #: Seconds that a cancelled worker has to roll back before it is killed.
 GRACE = 0.7
@@ -65,15 +71,32 @@ def settle_locked(
     Raises Refused, Failed, TryAgain, Misconfigured.
     """
     name_invalid_indexes(lock)
+    hear = functools.partial(_hear, lock=lock, settings=settings, decide=decide)
+    return carry_out(lock, settings, target, hear, lambda progress: verified(lock, progress, decide), idle)
+
+
+def carry_out(
+    lock: Lock,
+    settings: Settings,
+    target: Target,
+    hear: Hear,
+    verify: Callable[[Progress], T],
+    idle: Worker | None = None,
+    **order: Any,
+) -> T:
+    """Have a worker do what `hear` tells it, again while that may pass and nothing is committed, and verify the end.
+
+    `order` completes what is asked of the worker. Raises Refused, Failed, TryAgain, Misconfigured.
+    """
     progress = Progress()
     for tries_left in range(settings.ddl_retries, -1, -1):
         # Only what committed nothing is tried again: the backup from before is still that.
         progress = Progress(backup=progress.backup)
         try:
-            _run_worker(_worker(lock, settings, target, idle), lock, settings, decide, progress)
+            _run_worker(_worker(_order(lock, settings, target, **order), settings, idle), lock, hear, progress)
             idle = None
             if progress.failure is None:
-                return verified(lock, progress, decide)
+                return verify(progress)
             lock.end_backends(ENDING)
             if tries_left == 0 or not may_pass(lock, progress):
                 raise failed(lock, progress)
@@ -101,9 +124,8 @@ def _pause(settings: Settings, progress: Progress, tries_left: int) -> None:
 
 
 @contextmanager
-def _worker(lock: Lock, settings: Settings, target: Target, idle: Worker | None) -> Iterator[Worker]:
+def _worker(order: Request, settings: Settings, idle: Worker | None) -> Iterator[Worker]:
     """Give the order to the worker that waits, or to a new one."""
-    order = _order(lock, settings, target)
     if idle is None or not idle.is_idle:
         with Worker(order, settings.python) as worker:
             yield worker
@@ -115,15 +137,13 @@ def _worker(lock: Lock, settings: Settings, target: Target, idle: Worker | None)
             idle.end()
 
 
-def _run_worker(
-    given: AbstractContextManager[Worker], lock: Lock, settings: Settings, decide: Decide, progress: Progress
-) -> None:
+def _run_worker(given: AbstractContextManager[Worker], lock: Lock, hear: Hear, progress: Progress) -> None:
     """Run one worker to its end, passing on what it says. The worker is cancelled when anything goes wrong here."""
     watch = Watch(lock, progress)
     with given as worker:
         try:
             for message in worker.messages(watch.tick):
-                _hear(message, worker, lock, settings, decide, progress)
+                hear(message, worker, progress)
         except LockLost:
             worker.tell({"order": "cancel"})
             _hear_out(worker, progress)
@@ -161,7 +181,7 @@ def _hear_out(worker: Worker, progress: Progress) -> None:
     worker.end()
 
 
-def _order(lock: Lock, settings: Settings, target: Target) -> Request:
+def _order(lock: Lock, settings: Settings, target: Target, **keys: Any) -> Request:
     milliseconds = {
         "lock_timeout": settings.ddl_lock_timeout,
         "statement_timeout": settings.statement_timeout,
@@ -172,7 +192,7 @@ def _order(lock: Lock, settings: Settings, target: Target) -> Request:
         "application_name": application_name(settings, "migrating"),
     }
     session = {name: value for name, value in session.items() if name not in lock.forbidden}
-    return request("migrate", settings, target, places=target.places, token=lock.token, session=session)
+    return request("migrate", settings, target, places=target.places, token=lock.token, session=session, **keys)
 
 
 def application_name(settings: Settings, step: str) -> str:
@@ -183,36 +203,33 @@ def application_name(settings: Settings, step: str) -> str:
     return f"alembic-entrypoint {step} {socket.gethostname()}{image}"[:63]
 
 
-def _hear(message: Message, worker: Worker, lock: Lock, settings: Settings, decide: Decide, progress: Progress) -> None:
+def _hear(message: Message, worker: Worker, progress: Progress, lock: Lock, settings: Settings, decide: Decide) -> None:
     """React to one thing that the worker says."""
     said = message["said"]
     if said == "observed":
         progress.facts = facts_of(message, settings)
         progress.decision = decide(progress.facts)
         if progress.decision.action is Action.UPGRADE:
-            progress.before = read_schema(lock, progress.facts)
-            progress.backup = progress.backup or _backed_up(lock, settings, progress.facts)
+            keep_before(lock, settings, progress.facts, progress)
             worker.tell({"order": "upgrade", "revisions": progress.facts.target_revisions})
         else:
             worker.tell({"order": "stop"})
-    elif said == "left_alone":
-        log("worker.connected", level="debug", database=message["place"], note="another database, left alone")
     else:
         note(message, progress)
 
 
-def _backed_up(lock: Lock, settings: Settings, facts: Facts) -> Backup | None:
-    """Write a backup, where a setting wants one. Raises NoBackup, LockLost."""
-    if settings.backup is None:
-        return None
-    return back_up(
-        lock.connection,
-        settings.backup,
-        keep=settings.backup_keep,
-        recorded=facts.recorded,
-        application_name=application_name(settings, "backing up"),
-        check=lock.check_alive,
-    )
+def keep_before(lock: Lock, settings: Settings, facts: Facts, progress: Progress) -> None:
+    """Before anything changes, read the schema and write the backup that a setting wants. Raises NoBackup, LockLost."""
+    progress.before = read_schema(lock, facts)
+    if settings.backup is not None and progress.backup is None:
+        progress.backup = back_up(
+            lock.connection,
+            settings.backup,
+            keep=settings.backup_keep,
+            recorded=facts.recorded,
+            application_name=application_name(settings, "backing up"),
+            check=lock.check_alive,
+        )
 
 
 def _cancel(lock: Lock, worker: Worker) -> None:

@@ -96,6 +96,19 @@ def plan(as_json: bool, as_sql: bool, **options: str | None) -> int:
     return make_plan(settings, as_json=as_json, as_sql=as_sql, write=click.echo)
 
 
+# -1 is a revision, not an option.
+@program.command(epilog=_VARIABLES, context_settings={"ignore_unknown_options": True})
+@with_settings
+@click.option("--yes", is_flag=True, help="do not ask")
+@click.argument("rev")
+def downgrade(rev: str, yes: bool, **options: str | None) -> int:
+    """Undo migrations down to REV: a revision, base, or -1 for the last one. Asks first."""
+    settings = _settings(_given(options))
+    from alembic_entrypoint.commands.downgrade import downgrade as go_down
+
+    return go_down(settings, rev, is_confirmed=yes, write=click.echo)
+
+
 @program.command()
 @click.argument("paths", nargs=-1, type=click.Path())
 @click.option("--dry-run", is_flag=True, help="say what would be removed")

@@ -54,6 +54,8 @@ def note(message: Message, progress: Progress) -> None:
         progress.finished.append(message["revision"])
         elapsed = round(time.monotonic() - progress.started, 3)
         log("migration.finished", revision=message["revision"], elapsed=elapsed)
+    elif said == "left_alone":
+        log("worker.connected", level="debug", database=message["place"], note="another database, left alone")
     elif said == "committing":
         progress.committing = message
     elif said == "failed":
@@ -61,7 +63,7 @@ def note(message: Message, progress: Progress) -> None:
 
 
 def _named(migration: Message) -> dict[str, Any]:
-    return {name: migration[name] for name in ("revision", "n", "of", "path", "doc")}
+    return {name: migration[name] for name in ("revision", "direction", "n", "of", "path", "doc")}
 
 
 class Watch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from graphlib import TopologicalSorter
 from typing import Any
 
@@ -42,7 +42,7 @@ def plan(settings: Settings, *, as_json: bool, as_sql: bool, write: Callable[[st
     if as_sql:
         if ended is not None:
             raise ended
-        _write_sql(settings, seen.target, seen.facts, write)
+        write(sql_of(settings, seen.target, seen.facts.recorded))
     elif as_json:
         write(json.dumps(document(decision, seen.facts, ended), indent=2))
     else:
@@ -86,8 +86,9 @@ def _write_text(decision: Decision, facts: Facts, write: Callable[[str], Any]) -
             write(f"  {each.revision}  {each.doc or '(no message)'}  {each.path}")
 
 
-def _write_sql(settings: Settings, target: Target, facts: Facts, write: Callable[[str], Any]) -> None:
-    order = request("sql", settings, target, places=target.places, starting=facts.recorded)
+def sql_of(settings: Settings, target: Target, recorded: Sequence[str], *, downgrade: str | None = None) -> str:
+    """Have Alembic write the SQL of an upgrade, or of a downgrade, that begins at what is recorded."""
+    order = request("sql", settings, target, places=target.places, starting=tuple(recorded), downgrade=downgrade)
     text: list[str] = []
     with Worker(order, settings.python) as worker:
         for message in worker.messages():
@@ -95,4 +96,4 @@ def _write_sql(settings: Settings, target: Target, facts: Facts, write: Callable
                 text.append(message["text"])
             elif message["said"] == "failed":
                 raise misconfigured(WorkerFailed(message))
-    write("".join(text).rstrip("\n"))
+    return "".join(text).rstrip("\n")

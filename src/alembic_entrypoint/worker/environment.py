@@ -1,8 +1,8 @@
 """Run the user's `env.py` as Alembic does, and see what it sees: configuration, migrations, connection, version table.
 
 Public Alembic API where there is one. The private names used here are few and are tried on the lowest and the newest
-supported version: `ScriptDirectory._load_revisions`, `Script._from_path`, `ScriptDirectory._upgrade_revs`,
-`MigrationContext._ensure_version_table` and `_version`.
+supported version: `ScriptDirectory._load_revisions`, `Script._from_path`, `ScriptDirectory._upgrade_revs` and
+`_downgrade_revs`, `MigrationContext._ensure_version_table` and `_version`.
 """
 
 from __future__ import annotations
@@ -112,7 +112,11 @@ class Environment:
             return at_migrations(recorded, context)
 
         environment = EnvironmentContext(
-            self.config, self.script, fn=migrations, destination_rev=self.request.target, **options
+            self.config,
+            self.script,
+            fn=migrations,
+            destination_rev=self.request.downgrade or self.request.target,
+            **options,
         )
         environment.configure = self._examining(environment.configure)  # type: ignore[method-assign]
         with environment:
@@ -219,7 +223,8 @@ def _configuration(request: Request) -> Config:
         arguments += ["-c", request.config]
     for each in request.x:
         arguments += ["-x", each]
-    command = ["upgrade", request.target] + (["--sql"] if request.order == "sql" else [])
+    command = ["upgrade", request.target] if request.downgrade is None else ["downgrade", request.downgrade]
+    command += ["--sql"] if request.order == "sql" else []
     line = CommandLine(prog="alembic")
     # What env.py, or a settings library in it, reads of the command line is Alembic's, too.
     sys.argv = ["alembic", *arguments, *command]

@@ -226,11 +226,16 @@ def _migrate(request: Request, parent: Parent, policy: connections.Policy, work:
         if request.order == "look":
             return []
         word = parent.words.get()
-        if word["order"] != "upgrade":
+        if word["order"] == "stop":
             return []
         if not recorded:
             context._ensure_version_table()
-        steps = _steps(environment, word["revisions"], recorded)
+        steps = _steps(environment, word.get("revisions"), recorded)
+        if request.downgrade and {each.revision.revision for each in steps} != {*word["undone"]}:
+            raise Unusable(
+                f"to come down to {request.downgrade}, Alembic would undo other revisions than were confirmed: "
+                + ", ".join(each.revision.revision for each in steps)
+            )
         check = functools.partial(fence.check_migration, context.connection)
         check()
         context.on_version_apply_callbacks = (*context.on_version_apply_callbacks, _finished(parent, work))
@@ -246,7 +251,7 @@ def _sql(request: Request, parent: Parent, policy: connections.Policy, work: Wor
 
     transactions.keep_read_only()
     environment.config.output_buffer = cast(TextIO, _Telling(parent))
-    revisions = environment.target_revisions()
+    revisions = None if request.downgrade else environment.target_revisions()
 
     def at_migrations(recorded: tuple[str, ...], context: Any) -> list[Any]:
         return _steps(environment, revisions, recorded)
@@ -254,9 +259,13 @@ def _sql(request: Request, parent: Parent, policy: connections.Policy, work: Wor
     environment.run(at_migrations, as_sql=True, starting_rev=request.starting or None)
 
 
-def _steps(environment: Any, revisions: list[str], recorded: tuple[str, ...]) -> list[Any]:
-    """Ask Alembic for the way; several revisions at once are what `heads` means to it."""
-    steps: list[Any] = environment.script._upgrade_revs(tuple(revisions), recorded)
+def _steps(environment: Any, revisions: list[str] | None, recorded: tuple[str, ...]) -> list[Any]:
+    """Ask Alembic for the way, down where the request says so; several revisions at once are its `heads`."""
+    steps: list[Any]
+    if (down := environment.request.downgrade) is not None:
+        steps = environment.script._downgrade_revs(down, recorded)
+    else:
+        steps = environment.script._upgrade_revs(tuple(revisions or ()), recorded)
     return steps
 
 
@@ -300,6 +309,7 @@ def _watched(step: Any, n: int, of: int, parent: Parent, work: Work, check: Call
     def watched(**keys: Any) -> None:
         work.migration = {
             "revision": revision.revision,
+            "direction": None if step.is_upgrade else "down",
             "path": path,
             "n": n,
             "of": of,

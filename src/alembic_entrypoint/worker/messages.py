@@ -41,7 +41,7 @@ class Request:
     """What the parent wants of a worker."""
 
     #: ask: where would env.py connect · observe: look, change nothing · look: the same under the lock, where env.py
-    #: may write · migrate: look, wait for the word, upgrade · sql: print what an upgrade would run
+    #: may write · migrate: look, wait for the word, upgrade or downgrade · sql: print what that would run
     order: str
     target: str
     config: str | None = None
@@ -67,6 +67,8 @@ class Request:
     stays: bool = False
     #: whether stale bytecode in the migrations' folders is removed before they are loaded
     is_cleaning: bool = False
+    #: what to go down to, instead of up to the target
+    downgrade: str | None = None
     #: recorded revisions to start from, for `sql`
     starting: tuple[str, ...] = ()
 
