@@ -96,6 +96,16 @@ def plan(as_json: bool, as_sql: bool, **options: str | None) -> int:
     return make_plan(settings, as_json=as_json, as_sql=as_sql, write=click.echo)
 
 
+@program.command(epilog=_VARIABLES)
+@with_settings
+@click.option("--json", "as_json", is_flag=True, help="one JSON document on stdout")
+def diagnose(as_json: bool, **options: str | None) -> int:
+    """Answer what a person asks first, from whatever is reachable, and say what to do now; change nothing."""
+    from alembic_entrypoint.commands.diagnose import diagnose as examine
+
+    return examine(os.environ, _given(options), as_json=as_json, write=click.echo)
+
+
 # -1 is a revision, not an option.
 @program.command(epilog=_VARIABLES, context_settings={"ignore_unknown_options": True})
 @with_settings

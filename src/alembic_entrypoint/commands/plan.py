@@ -38,7 +38,7 @@ def plan(settings: Settings, *, as_json: bool, as_sql: bool, write: Callable[[st
             "`alembic-entrypoint migrate` looks under the lock, where that is allowed."
         ) from None
     decision = decide(seen.facts)
-    ended = _ended(decision, settings, seen.facts)
+    ended = how_it_ends(decision, settings, seen.facts)
     if as_sql:
         if ended is not None:
             raise ended
@@ -50,7 +50,8 @@ def plan(settings: Settings, *, as_json: bool, as_sql: bool, write: Callable[[st
     return ended.exit_code if ended else 0
 
 
-def _ended(decision: Decision, settings: Settings, facts: Facts) -> Ended | None:
+def how_it_ends(decision: Decision, settings: Settings, facts: Facts) -> Ended | None:
+    """Give what `run` would end with; None where it would start or upgrade."""
     if decision.action in (Action.START, Action.UPGRADE):
         return None
     return refusal(decision, settings.help_url, facts)

@@ -57,8 +57,12 @@ class Environment:
 
     def _clean(self) -> Message:
         """Remove the bytecode in the migrations' folders that can be wrong; a read-only file system is no error."""
-        folders = [self.script.dir, *_locations(self.script)]
-        return remove_stale(folders, sourceless=self.script.sourceless).document()
+        return remove_stale(self.folders, sourceless=self.script.sourceless).document()
+
+    @property
+    def folders(self) -> list[str]:
+        """Name every folder that the migrations are in."""
+        return [str(self.script.dir), *_locations(self.script)]
 
     def load(self) -> None:
         """Load every migration file once, noting each that does not load; Alembic uses what was loaded."""
@@ -283,6 +287,19 @@ def _set_url(config: Config, request: Request) -> None:
         query={} if single else {"host": target.get("host", ""), "port": target.get("port", "5432")},
     )
     config.set_main_option("sqlalchemy.url", url.render_as_string(hide_password=False).replace("%", "%%"))
+
+
+def versions() -> dict[str, str]:
+    """Tell what is installed of that with which migrations are run."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": sys.version.split()[0]}
+    for name in ("alembic", "sqlalchemy", "psycopg", "psycopg2", "psycopg2-binary", "asyncpg"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def _installed_driver() -> str:

@@ -116,6 +116,8 @@ def main(reading: int, writing: int) -> NoReturn:
 def _route(request: Request, parent: Parent, policy: connections.Policy) -> None:
     """Say where connections go, and what they run first."""
     policy.places = set(request.places)
+    if request.order == "load":
+        return
     if request.order == "ask":
 
         def asked(made: connections.Made) -> None:
@@ -178,6 +180,21 @@ def _end() -> NoReturn:
         with suppress(Exception):
             stream.flush()  # type: ignore[union-attr]
     os._exit(0)
+
+
+def _load(request: Request, parent: Parent, policy: connections.Policy, work: Work, environment: Any) -> None:
+    """Tell what the image ships, as far as it can be told without running env.py."""
+    from alembic_entrypoint.worker.environment import versions
+
+    parent.tell(
+        "loaded",
+        migrations=environment.migrations(),
+        unloadable=environment.unloadable,
+        folders=environment.folders,
+        sourceless=environment.script.sourceless,
+        versions=versions(),
+        interpreter=sys.executable,
+    )
 
 
 def _ask(request: Request, parent: Parent, policy: connections.Policy, work: Work, environment: Any) -> None:
@@ -359,6 +376,7 @@ def _cancel_all(policy: connections.Policy) -> None:
 
 
 _ORDERS: Mapping[str, Callable[[Request, Parent, connections.Policy, Work, Any], None]] = {
+    "load": _load,
     "ask": _ask,
     "observe": _observe,
     "look": _migrate,

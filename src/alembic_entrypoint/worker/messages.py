@@ -40,8 +40,9 @@ SELECT count(*) FILTER (WHERE classid = {LOCK_CLASS} AND objid = {LOCK_A} AND mo
 class Request:
     """What the parent wants of a worker."""
 
-    #: ask: where would env.py connect · observe: look, change nothing · look: the same under the lock, where env.py
-    #: may write · migrate: look, wait for the word, upgrade or downgrade · sql: print what that would run
+    #: load: read the migrations, without env.py · ask: where would env.py connect · observe: look, change nothing ·
+    #: look: the same under the lock, where env.py may write · migrate: look, wait for the word, upgrade or downgrade ·
+    #: sql: print what that would run
     order: str
     target: str
     config: str | None = None
