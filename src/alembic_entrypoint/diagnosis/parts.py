@@ -9,6 +9,7 @@ import dataclasses
 import os
 import re
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -38,11 +39,13 @@ from alembic_entrypoint.postgres import activity, leftovers
 from alembic_entrypoint.postgres.login import TIMEOUT
 from alembic_entrypoint.postgres.rights import rights as rights_of
 from alembic_entrypoint.postgres.server import SHARED, examine, is_shared
-from alembic_entrypoint.settings import TABLE, Settings, read
+from alembic_entrypoint.settings import PREFIX, TABLE, Settings, read
 from alembic_entrypoint.worker.client import Worker
 from alembic_entrypoint.worker.messages import LOCK_A, LOCK_B, LOCK_CLASS, Message
 
 Part = dict[str, Any]
+#: Seconds in which the migrations must have been imported.
+LONGEST_LOAD = 30
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,8 @@ def read_settings(environ: Mapping[str, str], options: Mapping[str, str]) -> Giv
             problems.append(error.message)
             # Every message about a setting begins with its name, as it was given.
             name = error.message.split()[0]
-            options.pop(name.removeprefix("--").replace("-", "_"), None)
-            if environ.pop(name, None) is None and not name.startswith("--"):
+            field = name.removeprefix("--").removeprefix(PREFIX).replace("-", "_").lower()
+            if options.pop(field, environ.pop(name, None)) is None:
                 return Given(Settings(), {}, {}, tuple(problems))
 
 
@@ -103,8 +106,16 @@ def _source_of_url(given: Given) -> str:
 
 def load(chosen: Settings) -> Message:
     """Read what the image ships, without a database. Raises Misconfigured."""
+    deadline = time.monotonic() + LONGEST_LOAD
+
+    def tick() -> None:
+        if time.monotonic() > deadline:
+            raise Misconfigured(
+                f"the migrations were not loaded within {LONGEST_LOAD} s: one of them waits for something"
+            )
+
     with Worker(request("load", chosen, None), chosen.python) as worker:
-        for message in worker.messages():
+        for message in worker.messages(tick):
             if message["said"] == "loaded":
                 return message
             if message["said"] == "failed":

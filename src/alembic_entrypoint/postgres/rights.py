@@ -42,6 +42,11 @@ SELECT pg_catalog.quote_ident(current_user), pg_catalog.quote_ident(pg_catalog.c
        (SELECT pg_catalog.array_agg(p.name) FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS p (name)
          WHERE NOT pg_catalog.has_table_privilege(v.oid, p.name)),
        foreigners.tables, foreigners.owners,
+       (SELECT pg_catalog.array_agg(c.oid::regclass::text ORDER BY c.oid) FROM pg_catalog.pg_class AS c
+          JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+         WHERE c.relkind IN ('r', 'p', 'm', 'S') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+           AND NOT CASE c.relkind WHEN 'S' THEN pg_catalog.has_sequence_privilege(c.oid, 'SELECT')
+                   ELSE pg_catalog.has_table_privilege(c.oid, 'SELECT') END),
        pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE'),
        r.rolcreatedb OR r.rolsuper, pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE')
   FROM pg_catalog.pg_roles AS r
@@ -64,7 +69,9 @@ def rights(connection: psycopg.Connection[Any], table: VersionTable) -> list[Rig
     row = connection.execute(_RIGHTS, {"schema": table.resolved_schema, "table": table.name}).fetchone()
     assert row is not None
     role, database, schema, exists, uses, creates, versions, lacking, foreign, owners, *others = row
-    makes_schemas, makes_databases, reads_all = others
+    unread, makes_schemas, makes_databases, reads_all = others
+    has_role = connection.info.server_version >= 140000
+    reading = "pg_read_all_data" if has_role else f"SELECT ON {', '.join(unread or ())}"
     found = [
         Right(
             f"USAGE and CREATE on schema {schema}",
@@ -81,6 +88,13 @@ def rights(connection: psycopg.Connection[Any], table: VersionTable) -> list[Rig
             False,
             "only the owner may change or drop a table" + (f": not ours are {_some(foreign)}" if foreign else ""),
             f"GRANT {', '.join(owners or ())} TO {role};",
+        ),
+        Right(
+            "SELECT on every table and sequence",
+            not unread,
+            False,
+            "a backup reads all of them" + (f": we may not read {_some(unread)}" if unread else ""),
+            f"GRANT {reading} TO {role};",
         ),
         Right(
             f"CREATE on database {database}",
