@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -60,7 +59,7 @@ def advised(document: dict[str, Any]) -> str:
 def follow(document: dict[str, Any], tree: Project, server: Server, url: str) -> list[subprocess.CompletedProcess[str]]:
     """Run exactly the commands that are shown, in order, as the administrator that PGUSER makes us."""
     path = f"{Path(COMMAND).parent}:{server.binaries}:{os.environ['PATH']}"
-    env = {**os.environ, "PATH": path, "DATABASE_URL": url}
+    env = {**os.environ, "PATH": path, "DATABASE_URL": url, "PGUSER": "postgres"}
     commands = [step["command"] for step in document["what_to_do"] if step["command"]]
     return [
         subprocess.run(["sh", "-c", command], cwd=tree.folder, env=env, capture_output=True, text=True, timeout=60)
@@ -340,9 +339,6 @@ def test_a_role_that_may_not_make_tables(tree: Project, database: Database, serv
         assert document["exit_code"] == run(tree, url).code
         lacking = {each["name"] for each in document["rights"]["rights"] if not each["has"]}
         assert {"USAGE and CREATE on schema public", "CREATEDB"} <= lacking
-        document["what_to_do"][0]["command"] = re.sub(
-            "user=\\w+", "user=postgres", document["what_to_do"][0]["command"]
-        )
         follow(document, tree, server, url)
         assert recorded(database) == ["r3"]
 

@@ -105,13 +105,13 @@ def examine(environ: Mapping[str, str], options: Mapping[str, str]) -> dict[str,
     return document
 
 
-def _examine_database(found: _Found, chosen: Settings, given: parts.Given) -> list[str]:
+def _examine_database(found: _Found, chosen: Settings, given: parts.Given) -> advice.Psql:
     """Look at the database and what is in it, as far as there is a way; give the command that leads there."""
     got = found.get("database", lambda: parts.database(chosen, given))
     after_login = ("server", "rights", "lock", "state", "left_behind")
     if got is None:
         found.lacks("no database is named", "network", "login", *after_login)
-        return ["psql"]
+        return advice.Psql(["psql"], ["psql"])
     target, found.document["database"] = got[0], {"error": None, **got[1]}
     found.add("network", lambda: parts.network(target.address))
     session = found.get("login", lambda: Session(target.address, application_name(chosen, "diagnosing")))
@@ -138,7 +138,8 @@ def _role(connection: psycopg.Connection[Any]) -> dict[str, Any]:
     return {"role": role, "superuser": is_superuser}
 
 
-def _psql(address: Address) -> list[str]:
+def _psql(address: Address) -> advice.Psql:
     place = address.place
     way = make_conninfo(host=",".join(place.hosts), port=",".join(place.ports), dbname=place.dbname)
-    return ["psql", make_conninfo(way, user=address.user) if address.user else way]
+    ours = make_conninfo(way, user=address.user) if address.user else way
+    return advice.Psql(["psql", ours], ["psql", way])

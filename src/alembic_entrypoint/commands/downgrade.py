@@ -29,7 +29,10 @@ from alembic_entrypoint.worker.messages import Message
 Write = Callable[[str], Any]
 BASE = "base"
 #: What takes rows away, or may; rather too much than too little.
-_LOSES = re.compile(r"\b(DROP|DELETE|TRUNCATE|UPDATE|TYPE)\b", re.IGNORECASE)
+_LOSES = re.compile(
+    r"\b(DROP (?!INDEX|CONSTRAINT|DEFAULT|NOT NULL|TRIGGER|VIEW|POLICY)|DELETE\b|TRUNCATE\b|UPDATE\b|TYPE\b)",
+    re.IGNORECASE,
+)
 _MOST = 20
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from alembic_entrypoint.errors import Denied, Misconfigured, TryAgain, Unavailable
@@ -38,9 +39,17 @@ def exit_code(found: Document, codes: Mapping[str, int]) -> int:
     return TryAgain.exit_code if found["lock"].get("holder") else 0
 
 
-def what_to_do(found: Document, code: int, psql: Sequence[str]) -> list[Step]:
-    """Give the steps, in order. `psql` is the command that leads to the database; nothing where it has no name."""
-    steps = [*_about_the_way(found, code), *_about_the_state(found, psql), *_about_the_rest(found, psql)]
+@dataclass(frozen=True)
+class Psql:
+    """The commands that lead to the database: as our role, and as whom PGUSER names."""
+
+    ours: Sequence[str]
+    administrator: Sequence[str]
+
+
+def what_to_do(found: Document, code: int, psql: Psql) -> list[Step]:
+    """Give the steps, in order."""
+    steps = [*_about_the_way(found, code), *_about_the_state(found, psql), *_about_the_rest(found, psql.ours)]
     return steps or [_step("Nothing: it would start.")]
 
 
@@ -63,7 +72,7 @@ def _about_the_way(found: Document, code: int) -> Iterator[Step]:
         yield _step(found["server"]["note"])
 
 
-def _about_the_state(found: Document, psql: Sequence[str]) -> Iterator[Step]:
+def _about_the_state(found: Document, psql: Psql) -> Iterator[Step]:
     state = found["state"]
     if state["error"]:
         # What keeps us out of the database was said already.
@@ -71,11 +80,11 @@ def _about_the_state(found: Document, psql: Sequence[str]) -> Iterator[Step]:
             yield _step(state["error"])
         return
     if state["action"] == "UPGRADE":
-        yield from _about_the_lock(found["lock"], psql)
+        yield from _about_the_lock(found["lock"], psql.ours)
         for right in found["rights"].get("rights", ()):
             if right["needed"] and not right["has"]:
-                because = f"The role lacks {right['name']}. As an administrator, in place of that user:"
-                yield _step(because, *psql, "-c", right["remedy"])
+                because = f"The role lacks {right['name']}. With PGUSER set to an administrator:"
+                yield _step(because, *psql.administrator, "-c", right["remedy"])
         yield _step(state["because"], "alembic-entrypoint", "migrate")
     elif state["action"] != "START":
         command = re.search(r"`(alembic [^`]+)`", state["remedy"])
