@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, TypeVar
 
 import psycopg
 
 from alembic_entrypoint.decide import Action, Decision
 from alembic_entrypoint.errors import Ended, Interrupted
+from alembic_entrypoint.facts import Facts
 from alembic_entrypoint.keeper import Keeper
 from alembic_entrypoint.lock import Lock, LockLost
 from alembic_entrypoint.logs import log
@@ -31,12 +34,17 @@ from alembic_entrypoint.outcome import (
     read_schema,
     verified,
 )
+from alembic_entrypoint.postgres.backup import back_up
 from alembic_entrypoint.postgres.session import ALIVE
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.target import Target
 from alembic_entrypoint.watch import Progress, Watch, note
 from alembic_entrypoint.worker.client import Worker
 from alembic_entrypoint.worker.messages import Message, Request
+
+T = TypeVar("T")
+#: What is done about one thing that a worker says.
+Hear = Callable[[Message, Worker, Progress], None]
 
 #: Seconds that a cancelled worker has to roll back before it is killed.
 GRACE = 0.7
@@ -63,13 +71,32 @@ def settle_locked(
     Raises Refused, Failed, TryAgain, Misconfigured.
     """
     name_invalid_indexes(lock)
+    hear = functools.partial(_hear, lock=lock, settings=settings, keeper=keeper)
+    return carry_out(lock, settings, target, hear, lambda progress: verified(lock, progress, keeper), idle)
+
+
+def carry_out(
+    lock: Lock,
+    settings: Settings,
+    target: Target,
+    hear: Hear,
+    verify: Callable[[Progress], T],
+    idle: Worker | None = None,
+    **order: Any,
+) -> T:
+    """Have a worker do what `hear` tells it, again while that may pass and nothing is committed, and verify the end.
+
+    `order` completes what is asked of the worker. Raises Refused, Failed, TryAgain, Misconfigured.
+    """
+    progress = Progress()
     for tries_left in range(settings.ddl_retries, -1, -1):
-        progress = Progress()
+        # Only what committed nothing is tried again: the backup from before is still that.
+        progress = Progress(backup=progress.backup)
         try:
-            _run_worker(_worker(lock, settings, target, idle), lock, settings, keeper, progress)
+            _run_worker(_worker(_order(lock, settings, target, **order), settings, idle), lock, hear, progress)
             idle = None
             if progress.failure is None:
-                return verified(lock, progress, keeper)
+                return verify(progress)
             lock.end_backends(ENDING)
             if tries_left == 0 or not may_pass(lock, progress):
                 raise failed(lock, progress)
@@ -98,9 +125,8 @@ def _pause(settings: Settings, progress: Progress, tries_left: int) -> None:
 
 
 @contextmanager
-def _worker(lock: Lock, settings: Settings, target: Target, idle: Worker | None) -> Iterator[Worker]:
+def _worker(order: Request, settings: Settings, idle: Worker | None) -> Iterator[Worker]:
     """Give the order to the worker that waits, or to a new one."""
-    order = _order(lock, settings, target)
     if idle is None or not idle.is_idle:
         with Worker(order, settings.python) as worker:
             yield worker
@@ -112,15 +138,13 @@ def _worker(lock: Lock, settings: Settings, target: Target, idle: Worker | None)
             idle.end()
 
 
-def _run_worker(
-    given: AbstractContextManager[Worker], lock: Lock, settings: Settings, keeper: Keeper, progress: Progress
-) -> None:
+def _run_worker(given: AbstractContextManager[Worker], lock: Lock, hear: Hear, progress: Progress) -> None:
     """Run one worker to its end, passing on what it says. The worker is cancelled when anything goes wrong here."""
     watch = Watch(lock, progress)
     with given as worker:
         try:
             for message in worker.messages(watch.tick):
-                _hear(message, worker, lock, settings, keeper, progress)
+                hear(message, worker, progress)
         except LockLost:
             worker.tell({"order": "cancel"})
             _hear_out(worker, progress)
@@ -158,7 +182,7 @@ def _hear_out(worker: Worker, progress: Progress) -> None:
     worker.end()
 
 
-def _order(lock: Lock, settings: Settings, target: Target) -> Request:
+def _order(lock: Lock, settings: Settings, target: Target, **keys: Any) -> Request:
     milliseconds = {
         "lock_timeout": settings.ddl_lock_timeout,
         "statement_timeout": settings.statement_timeout,
@@ -169,7 +193,7 @@ def _order(lock: Lock, settings: Settings, target: Target) -> Request:
         "application_name": application_name(settings, "migrating"),
     }
     session = {name: value for name, value in session.items() if name not in lock.forbidden}
-    return request("migrate", settings, target, places=target.places, token=lock.token, session=session)
+    return request("migrate", settings, target, places=target.places, token=lock.token, session=session, **keys)
 
 
 def application_name(settings: Settings, step: str) -> str:
@@ -180,21 +204,33 @@ def application_name(settings: Settings, step: str) -> str:
     return f"alembic-entrypoint {step} {socket.gethostname()}{image}"[:63]
 
 
-def _hear(message: Message, worker: Worker, lock: Lock, settings: Settings, keeper: Keeper, progress: Progress) -> None:
+def _hear(message: Message, worker: Worker, progress: Progress, lock: Lock, settings: Settings, keeper: Keeper) -> None:
     """React to one thing that the worker says."""
     said = message["said"]
     if said == "observed":
         progress.facts, progress.decision = keeper.decide(facts_of(message, settings))
         if progress.decision.action is Action.UPGRADE:
-            progress.before = read_schema(lock, progress.facts)
+            keep_before(lock, settings, progress.facts, progress)
             progress.book = keeper.begin(progress.facts, progress.decision)
             worker.tell({"order": "upgrade", "revisions": progress.facts.target_revisions})
         else:
             worker.tell({"order": "stop"})
-    elif said == "left_alone":
-        log("worker.connected", level="debug", database=message["place"], note="another database, left alone")
     else:
         note(message, progress)
+
+
+def keep_before(lock: Lock, settings: Settings, facts: Facts, progress: Progress) -> None:
+    """Before anything changes, read the schema and write the backup that a setting wants. Raises NoBackup, LockLost."""
+    progress.before = read_schema(lock, facts)
+    if settings.backup is not None and progress.backup is None:
+        progress.backup = back_up(
+            lock.connection,
+            settings.backup,
+            keep=settings.backup_keep,
+            recorded=facts.recorded,
+            application_name=application_name(settings, "backing up"),
+            check=lock.check_alive,
+        )
 
 
 def _cancel(lock: Lock, worker: Worker) -> None:

@@ -119,6 +119,29 @@ def history(as_json: bool, **options: str | None) -> int:
     return tell(settings, as_json=as_json, write=click.echo)
 
 
+@program.command(epilog=_VARIABLES)
+@with_settings
+@click.option("--json", "as_json", is_flag=True, help="one JSON document on stdout")
+def diagnose(as_json: bool, **options: str | None) -> int:
+    """Answer what a person asks first, from whatever is reachable, and say what to do now; change nothing."""
+    from alembic_entrypoint.commands.diagnose import diagnose as examine
+
+    return examine(os.environ, _given(options), as_json=as_json, write=click.echo)
+
+
+# -1 is a revision, not an option.
+@program.command(epilog=_VARIABLES, context_settings={"ignore_unknown_options": True})
+@with_settings
+@click.option("--yes", is_flag=True, help="do not ask")
+@click.argument("rev")
+def downgrade(rev: str, yes: bool, **options: str | None) -> int:
+    """Undo migrations down to REV: a revision, base, or -1 for the last one. Asks first."""
+    settings = _settings(_given(options))
+    from alembic_entrypoint.commands.downgrade import downgrade as go_down
+
+    return go_down(settings, rev, is_confirmed=yes, write=click.echo)
+
+
 @program.command()
 @click.argument("paths", nargs=-1, type=click.Path())
 @click.option("--dry-run", is_flag=True, help="say what would be removed")

@@ -27,13 +27,16 @@ class Keeper:
         facts = remembered(self._lock.connection, facts, self._settings)
         return facts, decided(facts, self._settings)
 
-    def begin(self, facts: Facts, decision: Decision) -> Book | None:
-        """Write what is about to begin, and the graph, so that a restarting replica can tell newer from lost."""
+    def begin(self, facts: Facts, decision: Decision, action: str | None = None) -> Book | None:
+        """Write what is about to begin, and the graph, so that a restarting replica can tell newer from lost.
+
+        `action` is what is done where that is not what was decided.
+        """
         book = self._book(facts)
         if book is not None:
             if decision.state is State.FRESH:
                 book.forget_debts()
-            book.begin(facts, decision.state.value, decision.action.value)
+            book.begin(facts, decision.state.value, action or decision.action.value)
         return book
 
     def seen(self, facts: Facts, decision: Decision) -> None:

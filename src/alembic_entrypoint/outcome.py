@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -73,6 +74,28 @@ def may_pass(lock: Lock, progress: Progress) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class _Words:
+    what: str
+    done: str
+    rolled_back: str
+    mend: str
+
+
+_UP = _Words(
+    "Migration",
+    "Applied",
+    "The failed migration itself was rolled back; the database is as {last} made it.",
+    "The app was not started. Mend the migration, build the image again, and start it.",
+)
+_DOWN = _Words(
+    "The downgrade of",
+    "Undone",
+    "The failed one itself was rolled back; the database is as it was when {last} had been undone.",
+    "Mend its downgrade(), or what stands in its way, and try again.",
+)
+
+
 def failed(lock: Lock, progress: Progress) -> Ended:
     """Say which migration failed, why, and what it left behind."""
     failure = progress.failure
@@ -80,25 +103,26 @@ def failed(lock: Lock, progress: Progress) -> Ended:
     migration = failure["migration"]
     if migration is None:
         return misconfigured(WorkerFailed(failure))
+    words = _DOWN if migration["direction"] == "down" else _UP
     applied, left_behind = _left_behind(lock, progress)
-    lines = [
-        f"Migration {migration['revision']} ({migration['n']} of {migration['of']}, {migration['path']}) failed: "
-        f"{failure['error']}"
-    ]
+    where = f"{migration['revision']} ({migration['n']} of {migration['of']}, {migration['path']})"
+    lines = [f"{words.what} {where} failed: {failure['error']}"]
     if failure.get("statement"):
         lines.append(f"Statement: {' '.join(failure['statement'].split())[:500]}")
     if applied:
-        lines.append(f"Applied before it and kept: {', '.join(applied)}.")
+        lines.append(f"{words.done} before it and kept: {', '.join(applied)}.")
     if left_behind:
         lines += [
             "It was partly committed, so starting again may fail in another way. Left behind:",
             *left_behind,
         ]
     elif applied:
-        lines.append(f"The failed migration itself was rolled back; the database is as {applied[-1]} made it.")
+        lines.append(words.rolled_back.format(last=applied[-1]))
     else:
         lines.append("The database is as before: nothing was committed.")
-    lines.append("The app was not started. Mend the migration, build the image again, and start it.")
+    lines.append(words.mend)
+    if progress.backup:
+        lines.append(progress.backup.words)
     assert progress.facts is not None  # else no migration had begun
     progress.end("failed", recorded_now(lock.connection, progress.facts.version_table), lines[0])
     passes = (failure["sqlstate"] in MAY_PASS or _is_lost(failure)) and not applied and not left_behind
@@ -126,7 +150,7 @@ def _left_behind(lock: Lock, progress: Progress) -> tuple[list[str], list[str]]:
     assert facts is not None
     recorded = recorded_now(lock.connection, facts.version_table)
     order = {revision: n for n, revision in enumerate(progress.finished)}
-    applied = sorted(facts.graph.ancestors(recorded) - facts.applied, key=lambda each: order.get(each, len(order)))
+    applied = sorted(facts.graph.ancestors(recorded) ^ facts.applied, key=lambda each: order.get(each, len(order)))
     left = [f"  - {each}" for each in invalid_indexes(lock.connection)]
     after = read_schema(lock, facts)
     if after is not None and progress.before is not None and not applied:
@@ -145,7 +169,7 @@ def after_loss(lost: LockLost, target: Target, progress: Progress) -> Ended:
     half = f", and a part of {progress.migration['revision']}" if progress.is_partly_committed else ""  # type: ignore[index]
     return Failed(
         f"{lost.message}\nThese migrations may be committed: {done}{half}. "
-        "Start again: the database is looked at anew.",
+        "Start again: the database is looked at anew." + (f"\n{progress.backup.words}" if progress.backup else ""),
         event="lock.lost",
         **lost.keys,
     )

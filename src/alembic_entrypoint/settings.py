@@ -41,6 +41,13 @@ def _count(text: str) -> int:
     return value
 
 
+def _at_least_one(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
 def _one_of(*words: str) -> Reader:
     def read(text: str) -> str:
         if text.lower() not in words:
@@ -60,6 +67,8 @@ SECONDS = Reader(_seconds, "a number of seconds, 0 or more")
 COUNT = Reader(_count, "a whole number, 0 or more")
 TEXT = Reader(str, "any text")
 WORDS = Reader(lambda text: tuple(text.split()), "words separated by spaces")
+FOLDER = Reader(lambda text: None if text == "off" else text, "a folder, or off")
+KEPT = Reader(lambda text: None if text == "all" else _at_least_one(text), "a whole number, 1 or more, or all")
 TARGET = Reader(_target, "head, heads, <branch>@head or one exact revision")
 
 
@@ -116,6 +125,10 @@ class Settings:
         "what an image does that is older than the database: `refuse`, or `run` the app with a warning",
         _one_of("refuse", "run"),
     )
+    backup: str | None = setting(
+        None, "a folder for `pg_dump` files, written and read back before anything changes", FOLDER, shown="off"
+    )
+    backup_keep: int | None = setting(None, "how many backups of this database to keep", KEPT, shown="all")
     clean: tuple[str, ...] = setting(
         ("migrations",),
         "where stale bytecode is removed: `migrations`, `off`, or folders separated by spaces",

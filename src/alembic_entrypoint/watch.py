@@ -14,6 +14,7 @@ from alembic_entrypoint.facts import Facts
 from alembic_entrypoint.lock import Lock
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.postgres import activity
+from alembic_entrypoint.postgres.backup import Backup
 from alembic_entrypoint.postgres.ledger import Book
 from alembic_entrypoint.schema.facts import Snapshot
 from alembic_entrypoint.worker.messages import Message
@@ -44,6 +45,9 @@ class Progress:
         if self.book is not None:
             self.book.end(outcome, recorded, message)
 
+    #: the copy of the database from before, where one is wanted
+    backup: Backup | None = None
+
     @property
     def is_partly_committed(self) -> bool:
         """Tell whether a transaction was committed in the middle of the last migration."""
@@ -60,6 +64,8 @@ def note(message: Message, progress: Progress) -> None:
         progress.finished.append(message["revision"])
         elapsed = round(time.monotonic() - progress.started, 3)
         log("migration.finished", revision=message["revision"], elapsed=elapsed)
+    elif said == "left_alone":
+        log("worker.connected", level="debug", database=message["place"], note="another database, left alone")
     elif said == "committing":
         progress.committing = message
     elif said == "failed":
@@ -67,7 +73,7 @@ def note(message: Message, progress: Progress) -> None:
 
 
 def _named(migration: Message) -> dict[str, Any]:
-    return {name: migration[name] for name in ("revision", "n", "of", "path", "doc")}
+    return {name: migration[name] for name in ("revision", "direction", "n", "of", "path", "doc")}
 
 
 class Watch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from graphlib import TopologicalSorter
 from typing import Any
 
@@ -41,11 +41,11 @@ def plan(settings: Settings, *, as_json: bool, as_sql: bool, write: Callable[[st
     with connected(target.address, settings.wait_timeout) as connection:
         facts = remembered(connection, seen.facts, settings)
     decision = judged(facts, settings)
-    ended = _ended(decision, settings, facts)
+    ended = how_it_ends(decision, settings, facts)
     if as_sql:
         if ended is not None:
             raise ended
-        _write_sql(settings, seen.target, facts, write)
+        write(sql_of(settings, seen.target, facts.recorded))
     elif as_json:
         write(json.dumps(document(decision, facts, ended), indent=2))
     else:
@@ -53,7 +53,8 @@ def plan(settings: Settings, *, as_json: bool, as_sql: bool, write: Callable[[st
     return ended.exit_code if ended else 0
 
 
-def _ended(decision: Decision, settings: Settings, facts: Facts) -> Ended | None:
+def how_it_ends(decision: Decision, settings: Settings, facts: Facts) -> Ended | None:
+    """Give what `run` would end with; None where it would start or upgrade."""
     if decision.action in (Action.START, Action.UPGRADE):
         return None
     return refusal(decision, settings.help_url, facts)
@@ -89,8 +90,9 @@ def _write_text(decision: Decision, facts: Facts, write: Callable[[str], Any]) -
             write(f"  {each.revision}  {each.doc or '(no message)'}  {each.path}")
 
 
-def _write_sql(settings: Settings, target: Target, facts: Facts, write: Callable[[str], Any]) -> None:
-    order = request("sql", settings, target, places=target.places, starting=facts.recorded)
+def sql_of(settings: Settings, target: Target, recorded: Sequence[str], *, downgrade: str | None = None) -> str:
+    """Have Alembic write the SQL of an upgrade, or of a downgrade, that begins at what is recorded."""
+    order = request("sql", settings, target, places=target.places, starting=tuple(recorded), downgrade=downgrade)
     text: list[str] = []
     with Worker(order, settings.python) as worker:
         for message in worker.messages():
@@ -98,4 +100,4 @@ def _write_sql(settings: Settings, target: Target, facts: Facts, write: Callable
                 text.append(message["text"])
             elif message["said"] == "failed":
                 raise misconfigured(WorkerFailed(message))
-    write("".join(text).rstrip("\n"))
+    return "".join(text).rstrip("\n")

@@ -55,6 +55,20 @@ def holder(connection: psycopg.Connection[Any], lock_class: int) -> Session | No
     return _session(row)
 
 
+def sharers(connection: psycopg.Connection[Any], lock_class: int, lock: int) -> list[Session]:
+    """Find every session that holds this advisory lock of this database, the oldest first."""
+    rows = connection.execute(
+        _SESSION
+        + """WHERE a.pid <> pg_catalog.pg_backend_pid() AND a.pid IN (
+            SELECT l.pid FROM pg_catalog.pg_locks AS l WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+               AND l.classid = %s AND l.objid = %s AND l.database =
+                   (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()))
+        ORDER BY a.backend_start""",
+        [lock_class, lock],
+    )
+    return [Session(*row) for row in rows]
+
+
 def blocker(connection: psycopg.Connection[Any], pids: list[int]) -> Session | None:
     """Find the first session that one of these backends waits for."""
     row = connection.execute(

@@ -26,3 +26,23 @@ def invalid_indexes(connection: psycopg.Connection[Any]) -> list[str]:
         """
     )
     return [row[0] for row in rows]
+
+
+def unvalidated_constraints(connection: psycopg.Connection[Any]) -> list[str]:
+    """Name every constraint that is NOT VALID: rows from before it may break it. Catalog page: pg_constraint.
+
+    One that is NOT ENFORCED (from 18 on) is so on purpose.
+    """
+    rows = connection.execute(
+        """
+        SELECT pg_catalog.format('NOT VALID constraint %I on %s: ALTER TABLE %s VALIDATE CONSTRAINT %I;',
+                                 c.conname, c.conrelid::regclass, c.conrelid::regclass, c.conname)
+          FROM pg_catalog.pg_constraint AS c
+          JOIN pg_catalog.pg_class AS t ON t.oid = c.conrelid
+          JOIN pg_catalog.pg_namespace AS n ON n.oid = t.relnamespace
+         WHERE NOT c.convalidated AND c.conparentid = 0 AND n.nspname !~ '^pg_'
+           AND pg_catalog.to_jsonb(c) ->> 'conenforced' IS DISTINCT FROM 'false'
+         ORDER BY 1
+        """
+    )
+    return [row[0] for row in rows]

@@ -1,8 +1,8 @@
 """Run the user's `env.py` as Alembic does, and see what it sees: configuration, migrations, connection, version table.
 
 Public Alembic API where there is one. The private names used here are few and are tried on the lowest and the newest
-supported version: `ScriptDirectory._load_revisions`, `Script._from_path`, `ScriptDirectory._upgrade_revs`,
-`MigrationContext._ensure_version_table` and `_version`.
+supported version: `ScriptDirectory._load_revisions`, `Script._from_path`, `ScriptDirectory._upgrade_revs` and
+`_downgrade_revs`, `MigrationContext._ensure_version_table` and `_version`.
 """
 
 from __future__ import annotations
@@ -58,8 +58,12 @@ class Environment:
 
     def _clean(self) -> Message:
         """Remove the bytecode in the migrations' folders that can be wrong; a read-only file system is no error."""
-        folders = [self.script.dir, *_locations(self.script)]
-        return remove_stale(folders, sourceless=self.script.sourceless).document()
+        return remove_stale(self.folders, sourceless=self.script.sourceless).document()
+
+    @property
+    def folders(self) -> list[str]:
+        """Name every folder that the migrations are in."""
+        return [str(self.script.dir), *_locations(self.script)]
 
     def load(self) -> None:
         """Load every migration file once, noting each that does not load; Alembic uses what was loaded."""
@@ -115,7 +119,11 @@ class Environment:
             return at_migrations(recorded, context)
 
         environment = EnvironmentContext(
-            self.config, self.script, fn=migrations, destination_rev=self.request.target, **options
+            self.config,
+            self.script,
+            fn=migrations,
+            destination_rev=self.request.downgrade or self.request.target,
+            **options,
         )
         environment.configure = self._examining(environment.configure)  # type: ignore[method-assign]
         with environment:
@@ -253,7 +261,8 @@ def _configuration(request: Request) -> Config:
         arguments += ["-c", request.config]
     for each in request.x:
         arguments += ["-x", each]
-    command = ["upgrade", request.target] + (["--sql"] if request.order == "sql" else [])
+    command = ["upgrade", request.target] if request.downgrade is None else ["downgrade", request.downgrade]
+    command += ["--sql"] if request.order == "sql" else []
     line = CommandLine(prog="alembic")
     # What env.py, or a settings library in it, reads of the command line is Alembic's, too.
     sys.argv = ["alembic", *arguments, *command]
@@ -312,6 +321,19 @@ def _set_url(config: Config, request: Request) -> None:
         query={} if single else {"host": target.get("host", ""), "port": target.get("port", "5432")},
     )
     config.set_main_option("sqlalchemy.url", url.render_as_string(hide_password=False).replace("%", "%%"))
+
+
+def versions() -> dict[str, str]:
+    """Tell what is installed of that with which migrations are run."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": sys.version.split()[0]}
+    for name in ("alembic", "sqlalchemy", "psycopg", "psycopg2", "psycopg2-binary", "asyncpg"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def _installed_driver() -> str:

@@ -116,6 +116,8 @@ def main(reading: int, writing: int) -> NoReturn:
 def _route(request: Request, parent: Parent, policy: connections.Policy) -> None:
     """Say where connections go, and what they run first."""
     policy.places = set(request.places)
+    if request.order == "load":
+        return
     if request.order == "ask":
 
         def asked(made: connections.Made) -> None:
@@ -180,6 +182,21 @@ def _end() -> NoReturn:
     os._exit(0)
 
 
+def _load(request: Request, parent: Parent, policy: connections.Policy, work: Work, environment: Any) -> None:
+    """Tell what the image ships, as far as it can be told without running env.py."""
+    from alembic_entrypoint.worker.environment import versions
+
+    parent.tell(
+        "loaded",
+        migrations=environment.migrations(),
+        unloadable=environment.unloadable,
+        folders=environment.folders,
+        sourceless=environment.script.sourceless,
+        versions=versions(),
+        interpreter=sys.executable,
+    )
+
+
 def _ask(request: Request, parent: Parent, policy: connections.Policy, work: Work, environment: Any) -> None:
     """Run env.py until it connects, and tell where to."""
     from alembic_entrypoint.worker.environment import Unusable
@@ -226,11 +243,16 @@ def _migrate(request: Request, parent: Parent, policy: connections.Policy, work:
         if request.order == "look":
             return []
         word = parent.words.get()
-        if word["order"] != "upgrade":
+        if word["order"] == "stop":
             return []
         if not recorded:
             context._ensure_version_table()
-        steps = _steps(environment, word["revisions"], recorded)
+        steps = _steps(environment, word.get("revisions"), recorded)
+        if request.downgrade and {each.revision.revision for each in steps} != {*word["undone"]}:
+            raise Unusable(
+                f"to come down to {request.downgrade}, Alembic would undo other revisions than were confirmed: "
+                + ", ".join(each.revision.revision for each in steps)
+            )
         check = functools.partial(fence.check_migration, context.connection)
         check()
         context.on_version_apply_callbacks = (*context.on_version_apply_callbacks, _finished(parent, work))
@@ -246,7 +268,7 @@ def _sql(request: Request, parent: Parent, policy: connections.Policy, work: Wor
 
     transactions.keep_read_only()
     environment.config.output_buffer = cast(TextIO, _Telling(parent))
-    revisions = environment.target_revisions()
+    revisions = None if request.downgrade else environment.target_revisions()
 
     def at_migrations(recorded: tuple[str, ...], context: Any) -> list[Any]:
         return _steps(environment, revisions, recorded)
@@ -254,9 +276,13 @@ def _sql(request: Request, parent: Parent, policy: connections.Policy, work: Wor
     environment.run(at_migrations, as_sql=True, starting_rev=request.starting or None)
 
 
-def _steps(environment: Any, revisions: list[str], recorded: tuple[str, ...]) -> list[Any]:
-    """Ask Alembic for the way; several revisions at once are what `heads` means to it."""
-    steps: list[Any] = environment.script._upgrade_revs(tuple(revisions), recorded)
+def _steps(environment: Any, revisions: list[str] | None, recorded: tuple[str, ...]) -> list[Any]:
+    """Ask Alembic for the way, down where the request says so; several revisions at once are its `heads`."""
+    steps: list[Any]
+    if (down := environment.request.downgrade) is not None:
+        steps = environment.script._downgrade_revs(down, recorded)
+    else:
+        steps = environment.script._upgrade_revs(tuple(revisions or ()), recorded)
     return steps
 
 
@@ -301,6 +327,7 @@ def _watched(step: Any, n: int, of: int, parent: Parent, work: Work, check: Call
     def watched(**keys: Any) -> None:
         work.migration = {
             "revision": revision.revision,
+            "direction": None if step.is_upgrade else "down",
             "path": path,
             "n": n,
             "of": of,
@@ -350,6 +377,7 @@ def _cancel_all(policy: connections.Policy) -> None:
 
 
 _ORDERS: Mapping[str, Callable[[Request, Parent, connections.Policy, Work, Any], None]] = {
+    "load": _load,
     "ask": _ask,
     "observe": _observe,
     "look": _migrate,

@@ -42,8 +42,9 @@ SELECT count(*) FILTER (WHERE classid = {LOCK_CLASS} AND objid = {LOCK_A} AND mo
 class Request:
     """What the parent wants of a worker."""
 
-    #: ask: where would env.py connect · observe: look, change nothing · look: the same under the lock, where env.py
-    #: may write · migrate: look, wait for the word, upgrade · sql: print what an upgrade would run
+    #: load: read the migrations, without env.py · ask: where would env.py connect · observe: look, change nothing ·
+    #: look: the same under the lock, where env.py may write · migrate: look, wait for the word, upgrade or downgrade ·
+    #: sql: print what that would run
     order: str
     target: str
     config: str | None = None
@@ -69,6 +70,8 @@ class Request:
     stays: bool = False
     #: whether stale bytecode in the migrations' folders is removed before they are loaded
     is_cleaning: bool = False
+    #: what to go down to, instead of up to the target
+    downgrade: str | None = None
     #: recorded revisions to start from, for `sql`
     starting: tuple[str, ...] = ()
 
