@@ -56,11 +56,17 @@ def _target(text: str) -> str:
     return text
 
 
+def _scratch(text: str) -> str | Address:
+    word = text.lower()
+    return word if word in ("auto", "embedded", "off") else parse(text)
+
+
 SECONDS = Reader(_seconds, "a number of seconds, 0 or more")
 COUNT = Reader(_count, "a whole number, 0 or more")
 TEXT = Reader(str, "any text")
 WORDS = Reader(lambda text: tuple(text.split()), "words separated by spaces")
 TARGET = Reader(_target, "head, heads, <branch>@head or one exact revision")
+SCRATCH = Reader(_scratch, "auto, embedded, off, or the URL of a server (postgresql://user:password@host:port)")
 
 
 def setting(default: T, meaning: str, reader: Reader, *, shown: str | None = None, option: bool = True) -> T:
@@ -116,6 +122,12 @@ class Settings:
     )
     ignore: tuple[str, ...] = setting(
         (), "tables that belong to others: `schema.name`, with `*`, separated by spaces", WORDS, shown=""
+    )
+    scratch: str | Address = setting(
+        "auto",
+        "where migrations are replayed for a proof: `auto` (a scratch database on the same server), `embedded` "
+        "(an embedded PostgreSQL), the URL of a server, or `off`",
+        SCRATCH,
     )
     image: str = setting("", "a label for the logs: tag or commit", TEXT)
     help_url: str = setting("", "shown with every refusal: for those who ship images to strangers", TEXT)
@@ -186,6 +198,10 @@ def is_off(environ: Mapping[str, str], options: Mapping[str, str]) -> bool:
 def _value(name: str, text: str, reader: Reader) -> Any:
     try:
         return reader.read(text)
+    except NotAnAddress as error:
+        raise Misconfigured(
+            f"{name} cannot be used: {error}. It must be {reader.allowed} (its value is not shown here)."
+        ) from None
     except ValueError:
         raise Misconfigured(f"{name} is {text!r}. It must be {reader.allowed}.") from None
 

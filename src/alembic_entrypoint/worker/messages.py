@@ -15,6 +15,8 @@ Message = dict[str, Any]
 # Advisory locks of one database, as int4 pairs: who may migrate, the fence, and a holder's token.
 LOCK_CLASS = 1634493805
 TOKEN_CLASS = 1634493806
+#: Held by who owns a scratch database; its number is in the database's name.
+SCRATCH_CLASS = 1634493807
 LOCK_A = 1
 LOCK_B = 2
 
