@@ -172,7 +172,7 @@ def _acquire(
             if not is_examined and is_pooled(connection):
                 _refuse_shared(connection, address, connect_timeout, application_name)
             is_examined = True
-            lock = _try(connection)
+            lock = hold(connection)
             if is_done(connection):
                 return None
             if lock is not None:
@@ -193,7 +193,7 @@ def _acquire(
         waiting.sleep()
 
 
-def _try(connection: psycopg.Connection[Any]) -> Lock | None:
+def hold(connection: psycopg.Connection[Any]) -> Lock | None:
     """Take T and A, and check; without waiting inside PostgreSQL [E1, E2]. Raises Misconfigured."""
     token = random.SystemRandom().randrange(1, 2**31)
     took_token = _one(connection, "SELECT pg_catalog.pg_try_advisory_lock(%s, %s)", TOKEN_CLASS, token)

@@ -174,7 +174,7 @@ def sweep(connection: psycopg.Connection[Any]) -> None:
 _LEFT = """
 SELECT s.datname, t.oid
   FROM pg_catalog.pg_database AS s
-  LEFT JOIN pg_catalog.pg_database AS t ON t.oid = pg_catalog.split_part(s.datname, '_', 4)::oid
+  LEFT JOIN pg_catalog.pg_database AS t ON t.oid::text = pg_catalog.split_part(s.datname, '_', 4)
  WHERE s.datname ~ %s AND pg_catalog.pg_has_role(s.datdba, 'MEMBER')
    AND (t.oid IS NULL OR t.datname = pg_catalog.current_database())
 """

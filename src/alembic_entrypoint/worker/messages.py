@@ -39,11 +39,28 @@ SELECT count(*) FILTER (WHERE classid = {LOCK_CLASS} AND objid = {LOCK_A} AND mo
 
 
 @dataclass(frozen=True)
+class Replay:
+    """What a worker is to replay, and where it is to look closely."""
+
+    #: what to upgrade to
+    revisions: tuple[str, ...]
+    #: every revision that runs, in this order; empty: Alembic's own
+    order: tuple[str, ...] = ()
+    #: names in the live schema, as `schema.reading.Name`: a digest is taken only where the names agree
+    live: tuple[tuple[str, str, str], ...] = ()
+    #: what to leave out, as (schema, name) with `*`
+    ignore: tuple[tuple[str, str], ...] = ()
+    #: sets of recorded revisions at which the whole schema is told
+    shown: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True)
 class Request:
     """What the parent wants of a worker."""
 
     #: ask: where would env.py connect · observe: look, change nothing · look: the same under the lock, where env.py
-    #: may write · migrate: look, wait for the word, upgrade · sql: print what an upgrade would run
+    #: may write · migrate: look, wait for the word, upgrade · sql: print what an upgrade would run · replay: run
+    #: migrations in scratch, and tell what each of them makes
     order: str
     target: str
     config: str | None = None
@@ -71,6 +88,8 @@ class Request:
     is_cleaning: bool = False
     #: recorded revisions to start from, for `sql`
     starting: tuple[str, ...] = ()
+    #: for `replay`: `parameters` are those of scratch, and this is what to run and to look at
+    replay: Replay | None = None
 
     def encode(self) -> Message:
         """Make it a message."""
@@ -81,7 +100,9 @@ class Request:
         """Read it back from a message."""
         places = tuple(Place(tuple(p["hosts"]), tuple(p["ports"]), p["dbname"]) for p in message.pop("places"))
         lists: Any = {name: tuple(message.pop(name)) for name in ("x", "starting")}
-        return cls(places=places, **lists, **message)
+        asked = message.pop("replay")
+        replay = Replay(**{name: _tuples(value) for name, value in asked.items()}) if asked else None
+        return cls(places=places, replay=replay, **lists, **message)
 
 
 class Lines:
@@ -116,6 +137,10 @@ def decode(line: bytes) -> Message:
     """Read one message."""
     message: Message = json.loads(line)
     return message
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _plain(value: object) -> object:

@@ -1,0 +1,204 @@
+"""Replay migrations in scratch, and tell the parent what is there after each of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from alembic_entrypoint.schema import reading
+from alembic_entrypoint.schema.facts import Snapshot
+from alembic_entrypoint.schema.reading import Name
+from alembic_entrypoint.worker.confined import confine
+from alembic_entrypoint.worker.connections import Policy, Steps, check_steps, setting_statement
+from alembic_entrypoint.worker.messages import Message, Replay, Request
+
+
+class Replaying:
+    """One replay: what was executed, and what the last look saw."""
+
+    def __init__(self, request: Request, parent: Any, work: Any) -> None:
+        assert request.replay is not None
+        self.asked: Replay = request.replay
+        self._parent = parent
+        self._work = work
+        self._live = frozenset(Name(*each) for each in self.asked.live)
+        self._shown = {tuple(sorted(each)) for each in self.asked.shown}
+        self._ignore = self.asked.ignore
+        self._statements = 0
+        self._lines: frozenset[str] = frozenset()
+        self._names: frozenset[Name] = frozenset()
+        self._base: frozenset[Name] = frozenset()
+        self._touched: set[str] = set()
+
+    def executed(self) -> None:
+        """Count a statement; those of Alembic and of ours are sent between migrations."""
+        self._statements += 1
+
+    def end(self, what: str) -> NoReturn:
+        """End the process where it stands, having said why."""
+        from alembic_entrypoint.worker.main import _end
+
+        migration = self._work.migration
+        self._parent.tell("failed", kind="confined", error=what, sqlstate=None, migration=migration, places=[])
+        _end()
+
+    def leave_out(self, schema: str, version_table: str) -> None:
+        """Leave the version table out of what is told."""
+        self._ignore = (*self._ignore, (schema, version_table))
+
+    def watched(self, step: Any, n: int, of: int) -> Any:
+        """Tell when a migration begins, and count what it executes."""
+        from alembic_entrypoint.worker.environment import shown
+
+        run, revision = step.migration_fn, step.revision
+
+        @functools.wraps(run)
+        def watched(**keys: Any) -> None:
+            self._work.migration = {"revision": revision.revision, "path": shown(revision.path), "n": n, "of": of}
+            self._statements = 0
+            run(**keys)
+            self._work.migration["executed"] = self._statements > 0
+
+        step.migration_fn = watched
+        return step
+
+    def visit(self, context: Any, recorded: Iterable[str]) -> None:
+        """Tell what is recorded and what is there now: after a migration, or before the first."""
+        connection, migration = context.connection, self._work.migration or {}
+        recorded = tuple(sorted(recorded))
+        added, removed = self._changes(connection)
+        if not migration:
+            self._base = self._names
+        told: Message = {"digest": None, "rows": None, "snapshot": None}
+        is_shown = recorded in self._shown
+        if is_shown or self._is_like_live():
+            snapshot = self._snapshot(connection)
+            told = {
+                "digest": snapshot.digest,
+                "rows": self._rows(connection),
+                "snapshot": reading.encoded(snapshot) if is_shown else None,
+            }
+        self._parent.tell(
+            "visited",
+            recorded=recorded,
+            revision=migration.get("revision"),
+            executed=migration.get("executed", True),
+            n=migration.get("n", 0),
+            of=migration.get("of", 0),
+            added=added,
+            removed=removed,
+            **told,
+        )
+
+    def _changes(self, connection: Any) -> tuple[list[Name], list[Name]]:
+        """Read the names, and give those that have come and gone; only these are taken apart."""
+        answer = _ask(connection, reading.NAMES)[0] or ""
+        lines = frozenset(answer.split("\x1e"))
+        added = reading.names_of("\x1e".join(lines - self._lines), self._ignore)
+        removed = reading.names_of("\x1e".join(self._lines - lines), self._ignore)
+        self._lines = lines
+        self._names = (self._names | added) - removed if added or removed else self._names
+        self._touched |= {each.schema for each in added if each.kind not in ("schema", "extension")}
+        return sorted(added), sorted(removed)
+
+    def _is_like_live(self) -> bool:
+        """Tell whether the live schema has the same names, in the schemas that were touched so far."""
+        made = self._names - {each for each in self._base if each.kind in ("schema", "extension")}
+        return made <= self._live and all(
+            each in made
+            for each in self._live
+            if each.kind not in ("schema", "extension") and each.schema in self._touched
+        )
+
+    def _snapshot(self, connection: Any) -> Snapshot:
+        with _Aside(connection):
+            _ask(connection, reading.setting_statement())
+            answer, version = (
+                _ask(connection, reading.snapshot_statement()),
+                _ask(connection, "SHOW server_version_num"),
+            )
+        there = {(each.kind, each.schema, each.name) for each in self._base if each.kind in ("schema", "extension")}
+        snapshot = reading.snapshot_of(answer[0], int(version[0]) // 10000).without(self._ignore)
+        facts = {
+            thing: told
+            for thing, told in snapshot.facts.items()
+            if (thing.kind.value, thing.schema, thing.name) not in there
+        }
+        return Snapshot(snapshot.major, facts)
+
+    def _rows(self, connection: Any) -> list[tuple[str, str]]:
+        """Name the tables that hold a row."""
+        return reading.with_rows(lambda statement: _ask(connection, statement)[0], self._ignore)
+
+
+class _Aside:
+    """Ask something in the middle of a transaction, and leave nothing of it behind."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        autocommit = getattr(connection.connection.dbapi_connection, "autocommit", False)
+        name = "alembic_entrypoint"
+        self._first = "BEGIN" if autocommit else f"SAVEPOINT {name}"
+        self._last = ["ROLLBACK"] if autocommit else [f"ROLLBACK TO SAVEPOINT {name}", f"RELEASE SAVEPOINT {name}"]
+
+    def __enter__(self) -> None:
+        _ask(self._connection, self._first)
+
+    def __exit__(self, *_: object) -> None:
+        for statement in self._last:
+            _ask(self._connection, statement)
+
+
+def steps_of(token: int, session: Any) -> Steps:
+    """See, before a connection's first statement, that it leads to scratch."""
+    yield from check_steps(token)
+    yield setting_statement(session)
+
+
+def run(request: Request, parent: Any, policy: Policy, work: Any, environment: Any) -> None:
+    """Run `env.py`, and in it the migrations; `confined` has been called before anything of the user's was imported."""
+    from alembic_entrypoint.worker.environment import Unusable, look
+
+    replaying: Replaying = work.replaying
+    if environment.configured_place and request.is_given and policy.places is not None:
+        policy.places.add(environment.configured_place)
+
+    def at_migrations(recorded: tuple[str, ...], context: Any) -> list[Any]:
+        if recorded:
+            raise Unusable(f"env.py records {', '.join(recorded)} in an empty database before it migrates")
+        context._ensure_version_table()
+        table = look(context, ())["version_table"]
+        replaying.leave_out(table["resolved_schema"], table["name"])
+        asked = replaying.asked
+        steps: list[Any] = environment.script._upgrade_revs(asked.revisions, ())
+        if asked.order:
+            steps.sort(key=lambda step: asked.order.index(step.revision.revision))
+        replaying.visit(context, ())
+
+        def applied(*, ctx: Any, heads: Any, **_: Any) -> None:
+            replaying.visit(ctx, heads)
+
+        context.on_version_apply_callbacks = (*context.on_version_apply_callbacks, applied)
+        return [replaying.watched(step, n, len(steps)) for n, step in enumerate(steps, 1)]
+
+    environment.run(at_migrations, dont_mutate=True)
+
+
+def prepare(request: Request, parent: Any, policy: Policy, work: Any) -> None:
+    """Confine this process, and send every connection to scratch."""
+    assert request.token is not None
+    work.replaying = Replaying(request, parent, work)
+    policy.target = request.parameters
+    policy.steps = lambda _: steps_of(request.token or 0, request.session)
+    confine(policy, work.replaying.end, work.replaying.executed)
+
+
+def _ask(connection: Any, statement: str) -> Any:
+    """Run a statement on the driver's cursor, in the transaction that is under way."""
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute(statement)
+        return cursor.fetchone() if cursor.description else None
+    finally:
+        cursor.close()
