@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
 from alembic_entrypoint.address import Address
+from alembic_entrypoint.comparison import Visited
 from alembic_entrypoint.errors import TryAgain
 from alembic_entrypoint.lock import hold
 from alembic_entrypoint.logs import log
@@ -19,7 +19,6 @@ from alembic_entrypoint.observe import Target, place_from_here, request
 from alembic_entrypoint.postgres.scratch import ScratchServer
 from alembic_entrypoint.postgres.session import ALIVE
 from alembic_entrypoint.schema import reading
-from alembic_entrypoint.schema.facts import Snapshot
 from alembic_entrypoint.schema.reading import Name
 from alembic_entrypoint.schema.snapshot import LEDGER
 from alembic_entrypoint.settings import Settings
@@ -33,53 +32,6 @@ TOLD_AGAIN = 5.0
 _RESTARTS = 10
 _UNDEFINED = ("3F000", "42704", "42883", "42P01")
 _DUPLICATE = ("42P06", "42710")
-
-
-@dataclass(frozen=True)
-class Visited:
-    """What a replay saw after one migration, or before the first."""
-
-    recorded: tuple[str, ...]
-    #: the migration that ran; None before the first
-    revision: str | None
-    #: whether it executed any statement
-    executed: bool
-    #: names that have come and gone since the last visit
-    added: tuple[Name, ...] = ()
-    removed: tuple[Name, ...] = ()
-    #: of the schema, without the schemas and extensions that were there before the first migration; read only where
-    #: the names are those of the live schema
-    digest: str | None = None
-    #: tables that hold a row, as (schema, name)
-    rows: tuple[tuple[str, str], ...] | None = None
-    snapshot: Snapshot | None = field(default=None, compare=False)
-
-    def document(self) -> dict[str, Any]:
-        """Write it as JSON can hold it, but for the snapshot."""
-        return {
-            "recorded": self.recorded,
-            "revision": self.revision,
-            "executed": self.executed,
-            "added": self.added,
-            "removed": self.removed,
-            "digest": self.digest,
-            "rows": self.rows,
-        }
-
-    @classmethod
-    def of(cls, document: Mapping[str, Any]) -> Visited:
-        """Read it back, or what a worker says."""
-        rows, snapshot = document["rows"], document.get("snapshot")
-        return cls(
-            recorded=tuple(document["recorded"]),
-            revision=document["revision"],
-            executed=document["executed"],
-            added=tuple(Name(*each) for each in document["added"]),
-            removed=tuple(Name(*each) for each in document["removed"]),
-            digest=document["digest"],
-            rows=None if rows is None else tuple((each[0], each[1]) for each in rows),
-            snapshot=None if snapshot is None else reading.decoded(snapshot),
-        )
 
 
 class NotReplayed(Exception):

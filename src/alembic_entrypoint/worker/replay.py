@@ -171,7 +171,7 @@ def run(request: Request, parent: Any, policy: Policy, work: Any, environment: A
         table = look(context, ())["version_table"]
         replaying.leave_out(table["resolved_schema"], table["name"])
         asked = replaying.asked
-        steps: list[Any] = environment.script._upgrade_revs(asked.revisions, ())
+        steps: list[Any] = environment.script._upgrade_revs(asked.revisions, ()) if asked.revisions else []
         if asked.order:
             steps.sort(key=lambda step: asked.order.index(step.revision.revision))
         replaying.visit(context, ())

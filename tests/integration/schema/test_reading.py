@@ -40,18 +40,16 @@ def test_a_snapshot_written_and_read_back_is_the_same(rich: Rich) -> None:
 
 def test_names_are_those_of_the_snapshot(rich: Rich) -> None:
     (answer,) = rich.database.query(reading.NAMES)[0]
-    kinds = {"schema", "extension", "relation", "type", "function"}
-    expected = {
-        (thing.kind.value, thing.schema, thing.name.partition("(")[0].strip('"'))
-        for thing in rich.snapshot.facts
-        if thing.kind.value in kinds
-    }
+    expected = {(thing.kind.value, thing.schema, thing.name) for thing in rich.snapshot.facts if not thing.part}
     found = {tuple(each) for each in reading.names_of(answer, IGNORED)}
-    # A snapshot names an extension as a thing without schema, and a schema as one without name.
-    assert {each for each in found if each[0] != "function"} == {each for each in expected if each[0] != "function"}
-    assert {each[:2] for each in found if each[0] == "function"} == {
-        each[:2] for each in expected if each[0] == "function"
-    }
+
+    def of(names: set[tuple[str, ...]], *kinds: str) -> set[tuple[str, ...]]:
+        return {each for each in names if each[0] in kinds}
+
+    kinds = ("schema", "extension", "relation", "type")
+    assert of(found, *kinds) == of(expected, *kinds)
+    signatures = {(kind, schema, name.partition("(")[0].strip('"')) for kind, schema, name in of(expected, "function")}
+    assert of(found, "function") == signatures
 
 
 def test_tables_with_rows_are_named(rich: Rich) -> None:
