@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(shell nproc 2>/dev/null || echo 2)
 SOURCES := $(shell find src entrypoint -type f -not -name '*.pyc' 2>/dev/null) pyproject.toml README.md
-PURE := */decide.py,*/facts.py,*/settings.py,*/address.py,*/postgres/answers.py,*/schema/difference.py,*/schema/wording.py
+PURE := */decide.py,*/facts.py,*/candidates.py,*/comparison.py,*/settings.py,*/address.py,*/postgres/answers.py,*/schema/difference.py,*/schema/wording.py
 
 .PHONY: demo test test-unit test-all test-lowest faults lint types bench image clean
 
@@ -46,6 +46,7 @@ bench: $(VENV)/installed
 	$(BIN)/python bench/starts.py
 	$(BIN)/python bench/stampede.py
 	$(BIN)/python bench/snapshot.py
+	$(BIN)/python bench/proof.py
 
 image:
 	docker build $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(if $(BUILD_NETWORK),--network $(BUILD_NETWORK)) -t alembic-entrypoint-example .

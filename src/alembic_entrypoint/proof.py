@@ -231,7 +231,7 @@ class _Proving:
     def _explained(
         self, proof: Proof, answer: Answer, replayed: Replayed, only: tuple[str, ...] | None
     ) -> tuple[Proof, Replayed]:
-        """Find the set that is nearest, which is the one with the fewest unlike facts, and say how what is live differs."""
+        """Find the set with the fewest unlike facts, and say how what is live differs from it."""
         if answer.empty:
             nearest, tables = next(iter(answer.empty.items()))
             lines = tuple(f"{'.'.join(table)}: no rows here, rows in {written(nearest)}" for table in tables)
