@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from alembic_entrypoint.schema import reading
 from alembic_entrypoint.schema.facts import Snapshot
 from alembic_entrypoint.schema.reading import Name
-from alembic_entrypoint.worker.confined import confine
-from alembic_entrypoint.worker.connections import Policy, Steps, check_steps, setting_statement
+from alembic_entrypoint.worker.confined import End, confine
+from alembic_entrypoint.worker.connections import FenceError, Policy, Steps, check_steps, setting_statement
 from alembic_entrypoint.worker.messages import Message, Replay, Request
 
 
@@ -23,13 +24,15 @@ class Replaying:
         self._parent = parent
         self._work = work
         self._live = frozenset(Name(*each) for each in self.asked.live)
+        self._live_objects = Counter(each.schema for each in self._live if _is_object(each))
         self._shown = {tuple(sorted(each)) for each in self.asked.shown}
         self._ignore = self.asked.ignore
         self._statements = 0
         self._lines: frozenset[str] = frozenset()
         self._names: frozenset[Name] = frozenset()
-        self._base: frozenset[Name] = frozenset()
-        self._touched: set[str] = set()
+        #: schemas and extensions that are there before the first migration
+        self._surroundings: frozenset[Name] = frozenset()
+        self._objects: Counter[str] = Counter()
 
     def executed(self) -> None:
         """Count a statement; those of Alembic and of ours are sent between migrations."""
@@ -67,9 +70,10 @@ class Replaying:
         """Tell what is recorded and what is there now: after a migration, or before the first."""
         connection, migration = context.connection, self._work.migration or {}
         recorded = tuple(sorted(recorded))
-        added, removed = self._changes(connection)
+        executed = migration.get("executed", True)
+        added, removed = self._changes(connection) if executed else ([], [])
         if not migration:
-            self._base = self._names
+            self._surroundings = frozenset(each for each in self._names if not _is_object(each))
         told: Message = {"digest": None, "rows": None, "snapshot": None}
         is_shown = recorded in self._shown
         if is_shown or self._is_like_live():
@@ -83,7 +87,7 @@ class Replaying:
             "visited",
             recorded=recorded,
             revision=migration.get("revision"),
-            executed=migration.get("executed", True),
+            executed=executed,
             n=migration.get("n", 0),
             of=migration.get("of", 0),
             added=added,
@@ -99,17 +103,14 @@ class Replaying:
         removed = reading.names_of("\x1e".join(self._lines - lines), self._ignore)
         self._lines = lines
         self._names = (self._names | added) - removed if added or removed else self._names
-        self._touched |= {each.schema for each in added if each.kind not in ("schema", "extension")}
+        self._objects.update(each.schema for each in added if _is_object(each))
+        self._objects.subtract(each.schema for each in removed if _is_object(each))
         return sorted(added), sorted(removed)
 
     def _is_like_live(self) -> bool:
         """Tell whether the live schema has the same names, in the schemas that were touched so far."""
-        made = self._names - {each for each in self._base if each.kind in ("schema", "extension")}
-        return made <= self._live and all(
-            each in made
-            for each in self._live
-            if each.kind not in ("schema", "extension") and each.schema in self._touched
-        )
+        counts = all(self._live_objects[schema] == count for schema, count in self._objects.items())
+        return counts and self._names - self._surroundings <= self._live
 
     def _snapshot(self, connection: Any) -> Snapshot:
         with _Aside(connection):
@@ -118,8 +119,8 @@ class Replaying:
                 _ask(connection, reading.snapshot_statement()),
                 _ask(connection, "SHOW server_version_num"),
             )
-        there = {(each.kind, each.schema, each.name) for each in self._base if each.kind in ("schema", "extension")}
         snapshot = reading.snapshot_of(answer[0], int(version[0]) // 10000).without(self._ignore)
+        there = {(each.kind, each.schema, each.name) for each in self._surroundings}
         facts = {
             thing: told
             for thing, told in snapshot.facts.items()
@@ -150,10 +151,39 @@ class _Aside:
             _ask(self._connection, statement)
 
 
-def steps_of(token: int, session: Any) -> Steps:
+def _is_object(name: Name) -> bool:
+    return name.kind not in ("schema", "extension")
+
+
+def _steps(token: int, session: Mapping[str, str], end: End) -> Steps:
     """See, before a connection's first statement, that it leads to scratch."""
-    yield from check_steps(token)
+    try:
+        yield from check_steps(token)
+    except FenceError:
+        end("reaches a database that is not its scratch database")
     yield setting_statement(session)
+
+
+#: Who changes a shared catalog holds this lock until the end of the transaction, whatever put the statement together.
+#: Catalog page: pg_locks.
+_SHARED = """
+SELECT c.relname FROM pg_catalog.pg_locks AS l JOIN pg_catalog.pg_class AS c ON c.oid = l.relation
+ WHERE l.pid = pg_catalog.pg_backend_pid() AND l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND c.relname IN
+       ('pg_authid', 'pg_auth_members', 'pg_database', 'pg_db_role_setting', 'pg_tablespace', 'pg_subscription',
+        'pg_parameter_acl', 'pg_replication_origin')
+ LIMIT 1
+"""
+
+
+def _keep_shared(end: End) -> None:
+    """See before each COMMIT that nothing is kept which the whole server shares."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    @event.listens_for(Engine, "commit")
+    def commit(connection: Any) -> None:
+        if row := _ask(connection, _SHARED):
+            end(f"changes {row[0]}, which all databases share")
 
 
 def run(request: Request, parent: Any, policy: Policy, work: Any, environment: Any) -> None:
@@ -161,6 +191,7 @@ def run(request: Request, parent: Any, policy: Policy, work: Any, environment: A
     from alembic_entrypoint.worker.environment import Unusable, look
 
     replaying: Replaying = work.replaying
+    _keep_shared(replaying.end)
     if environment.configured_place and request.is_given and policy.places is not None:
         policy.places.add(environment.configured_place)
 
@@ -190,8 +221,9 @@ def prepare(request: Request, parent: Any, policy: Policy, work: Any) -> None:
     assert request.token is not None
     work.replaying = Replaying(request, parent, work)
     policy.target = request.parameters
-    policy.steps = lambda _: steps_of(request.token or 0, request.session)
-    confine(policy, work.replaying.end, work.replaying.executed)
+    end, token = work.replaying.end, request.token
+    policy.steps = lambda _: _steps(token, request.session, end)
+    confine(policy, end, work.replaying.executed)
 
 
 def _ask(connection: Any, statement: str) -> Any:
