@@ -15,27 +15,25 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from alembic_entrypoint.address import Address
 from alembic_entrypoint.candidates import Route, route
 from alembic_entrypoint.comparison import Answer, Live, Outcome, Replayed, State, Table, Visited, judge, judge_one
 from alembic_entrypoint.errors import Denied, TryAgain
 from alembic_entrypoint.facts import Facts
 from alembic_entrypoint.logs import log
-from alembic_entrypoint.observe import Target
+from alembic_entrypoint.observe import Target, keep_secret
 from alembic_entrypoint.postgres.scratch import ScratchServer, scratch_server
 from alembic_entrypoint.replay import NotReplayed, replay
 from alembic_entrypoint.schema import reading, snapshot
 from alembic_entrypoint.schema.difference import difference, unlike
 from alembic_entrypoint.schema.facts import Pattern
 from alembic_entrypoint.settings import Settings
-from alembic_entrypoint.worker.messages import Message, Replay
+from alembic_entrypoint.worker.messages import Replay
 
 #: Seconds to wait in all behind locks on the target.
 LOCK_TIMEOUT = 2.0
 #: Lines of a difference, and names in a list, that a person reads.
 MOST_LINES = 20
-#: Failures that say something of the migrations, not of the moment: worth remembering.
-_LASTING = ("confined", "error", "exit", "import", "unusable")
-_PASSING = ("08", "53", "57", "58")
 
 
 @dataclass(frozen=True)
@@ -118,6 +116,8 @@ def prove(
     written to the target. Raises Denied, Misconfigured, Refused, TryAgain where there can be no scratch database.
     """
     started = time.monotonic()
+    if isinstance(settings.scratch, Address):
+        keep_secret(settings.scratch)
     ignore = ignored(settings, facts)
     live = read_live(connection, ignore)
     way = Route(((),)) if only is not None else route(facts.graph)
@@ -126,6 +126,8 @@ def prove(
         try:
             proof = proving.proved(only, known, way)
         except NotReplayed as error:
+            if error.may_pass:
+                raise TryAgain(f"Nothing can be proved now: {error}\nNothing was changed.") from None
             proof = Proof(Outcome.FAILED, failure=str(error), document=_failed(error, only))
     proof = dataclasses.replace(proof, digest=live.snapshot.digest)
     log(
@@ -294,7 +296,7 @@ def _document(replayed: Replayed, nearest: tuple[str, ...] | None, only: tuple[s
 
 def _failed(error: NotReplayed, only: tuple[str, ...] | None) -> Mapping[str, Any]:
     """Write a failure that will be the same the next time; nothing where it may pass."""
-    failure: Message = error.failure
-    is_lasting = failure["kind"] in _LASTING and not str(failure.get("sqlstate") or "").startswith(_PASSING)
-    kept = {name: failure.get(name) for name in ("kind", "error", "sqlstate", "migration")}
-    return {"only": only, "replays": [], "failure": kept} if is_lasting else {}
+    if not error.is_lasting:
+        return {}
+    kept = {name: error.failure.get(name) for name in ("kind", "error", "sqlstate", "migration")}
+    return {"only": only, "replays": [], "failure": kept}

@@ -28,8 +28,9 @@ from alembic_entrypoint.worker.messages import Message, Replay, Request
 
 #: Seconds between two lines that say how far a replay is.
 TOLD_AGAIN = 5.0
-#: How often a replay starts again because something is there only on the target.
-_RESTARTS = 10
+#: Kinds of failure that say something of the migrations, and SQLSTATEs that do not.
+_LASTING = ("confined", "error", "exit", "import", "unusable")
+_PASSING = ("08", "53", "57", "58")
 _UNDEFINED = ("3F000", "42704", "42883", "42P01")
 _DUPLICATE = ("42P06", "42710")
 
@@ -49,6 +50,16 @@ class NotReplayed(Exception):
         else:
             super().__init__(f"{who} failed in a replay, on an empty database: {failure['error']}")
 
+    @property
+    def may_pass(self) -> bool:
+        """Tell whether it says something of the moment, such as a full disk, and nothing of the migrations."""
+        return str(self.failure.get("sqlstate") or "").startswith(_PASSING)
+
+    @property
+    def is_lasting(self) -> bool:
+        """Tell whether the next replay would end in the same way."""
+        return self.failure["kind"] in _LASTING and not self.may_pass
+
 
 def replay(
     settings: Settings,
@@ -61,11 +72,12 @@ def replay(
     """Replay once, in a scratch database of its own; `connection` leads to the target, and reads only.
 
     Schemas and extensions which an administrator has made on the target are made in scratch when a migration lacks
-    them, and the replay starts again. `tick` is called twice a second. Raises NotReplayed, and what `server` raises.
+    them, and the replay starts again: each time with something that was not tried, so that it comes to an end.
+    `tick` is called twice a second. Raises NotReplayed, and what `server` raises.
     """
     made: set[Name] = set()
     tried: set[Name] = set()
-    for _ in range(_RESTARTS):
+    while True:
         names: set[Name] = set()
         visits: list[Visited] = []
         with server.database() as address:
@@ -82,7 +94,6 @@ def replay(
                 made ^= change
                 tried |= change
                 log("schema.proving", note="it starts again", made=sorted(each.name or each.schema for each in made))
-    raise AssertionError("each restart tries another schema or extension")
 
 
 def _lacking(

@@ -14,11 +14,12 @@ import pytest
 
 from alembic_entrypoint.address import parse
 from alembic_entrypoint.comparison import Outcome
+from alembic_entrypoint.errors import TryAgain
 from alembic_entrypoint.observe import find_target, observe
 from alembic_entrypoint.proof import Proof, prove
 from alembic_entrypoint.settings import Settings
 from projects import ENV, Project, project
-from servers import Database, fresh_database
+from servers import Database, Server, fresh_database
 
 
 def proved(
@@ -237,16 +238,36 @@ def test_a_replay_that_fails_proves_nothing_and_is_known_to_fail(
     assert proved(line, database, monkeypatch, known=proof.document, scratch="off") == proof
 
 
+def test_a_replay_that_fails_for_want_of_room_may_be_tried_again(
+    line: Project, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate(line, database)
+    full = "DO $$ BEGIN RAISE 'no space left' USING ERRCODE = '53100'; END $$"
+    line.add("f6", f"op.execute({full!r})", down="e5")
+    with pytest.raises(TryAgain, match=r"no space left(.|\n)*\nNothing was changed"):
+        proved(line, database, monkeypatch)
+
+
+def test_a_schema_of_a_database_without_encoding_is_proved(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = project(tmp_path)
+    made.add("a1", 'op.execute(\'CREATE TABLE "users" ("name" text)\')')
+    made.add("b2", "op.execute('CREATE TABLE t ()')", down="a1")
+    with fresh_database(server, like="ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0") as database:
+        database.execute('CREATE TABLE "users" ("name" text)')
+        assert proved(made, database, monkeypatch).candidates == (("a1",),)
+
+
 def test_other_drivers_and_schemas_are_proved_too(
     tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    env = ENV.replace(
-        "connection=connection)", "connection=connection, version_table='versions', version_table_schema='app')"
-    )
-    env = env.replace("create_engine(config", "create_engine('postgresql+psycopg2' + config").replace(
-        '("sqlalchemy.url"),',
-        '("sqlalchemy.url").partition(":")[1] + config.get_main_option("sqlalchemy.url").partition(":")[2],',
-    )
+    engine = "create_engine(config.get_main_option('sqlalchemy.url').replace('+psycopg:', '+psycopg2:')"
+    env = ENV.replace('create_engine(config.get_main_option("sqlalchemy.url")', engine)
+    options = "version_table='versions', version_table_schema='app'"
+    env = env.replace("(connection=connection)", f"(connection=connection, {options})")
+    assert "psycopg2" in env
+    assert "versions" in env
     made = project(tmp_path, env=env)
     made.add("a1", "op.execute('CREATE TABLE app.users (id serial)')")
     made.add("b2", "op.execute('CREATE TABLE app.notes (id serial)')", down="a1")

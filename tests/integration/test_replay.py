@@ -143,6 +143,32 @@ def test_branches_are_replayed_in_the_order_that_is_asked_for(
     assert recorded(visits) == expected
 
 
+STREAMS = {
+    "psycopg": "c = psycopg.connect(url); c.cursor().copy('COPY t FROM STDIN').__enter__()",
+    "psycopg2": "psycopg2.connect(url).cursor().copy_from(io.StringIO(''), 't')",
+    "psycopg2, a procedure": "psycopg2.connect(url).cursor().callproc('now')",
+    "asyncpg": "asyncio.run(streamed())",
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
+def test_what_is_streamed_counts_as_executed(
+    stream: str, tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database.url)
+    made = project(tmp_path, env=ENV.format(engine="", options="transaction_per_migration=True"))
+    made.add("a1", "op.execute('CREATE TABLE t (id int)')")
+    head = """
+import asyncio, io, os, asyncpg, psycopg, psycopg2
+url = os.environ["DATABASE_URL"]
+async def streamed():
+    await (await asyncpg.connect(url)).copy_records_to_table("t", records=[])
+"""
+    made.add("b2", stream, down="a1", head=head)
+    made.add("c3", "import os", down="b2", head=head)
+    assert [each.executed for each in replayed(made, database, monkeypatch)] == [True, True, True, False]
+
+
 def test_what_an_administrator_has_made_is_made_in_scratch_too(
     tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,10 +72,15 @@ SELECT pg_catalog.string_agg(kind || pg_catalog.chr(31) || schema || pg_catalog.
 """
 
 
-def names_of(answer: str | None, ignore: Collection[Pattern]) -> frozenset[Name]:
+def text_of(answer: str | bytes | None, errors: str = "backslashreplace") -> str:
+    """Read a text; that of an SQL_ASCII database has no encoding, and psycopg gives its bytes."""
+    return answer.decode("utf-8", errors) if isinstance(answer, bytes) else answer or ""
+
+
+def names_of(answer: str | bytes | None, ignore: Collection[Pattern]) -> frozenset[Name]:
     """Read the answer to `NAMES`, without what is ignored."""
     is_ignored = ignoring(ignore)
-    found = (Name(*each.split("\x1f")) for each in (answer or "").split("\x1e") if each)
+    found = (Name(*each.split("\x1f")) for each in text_of(answer).split("\x1e") if each)
     return frozenset(each for each in found if not is_ignored(each.schema, each.name))
 
 
@@ -92,10 +97,10 @@ def snapshot_statement() -> str:
     return f"SELECT pg_catalog.json_build_array({', '.join(columns)})::text"
 
 
-def snapshot_of(answer: str, major: int) -> Snapshot:
+def snapshot_of(answer: str | bytes, major: int) -> Snapshot:
     """Read the answer to `snapshot_statement`."""
     facts: dict[Thing, Mapping[str, Value]] = {}
-    for (kind, _), rows in zip(FILES, json.loads(answer), strict=True):
+    for (kind, _), rows in zip(FILES, json.loads(text_of(answer, "surrogateescape")), strict=True):
         for row in rows or ():
             thing = Thing(kind, row.pop("schema"), row.pop("name"), row.pop("part"))
             facts[thing] = normal(kind, {name: _value(name, value) for name, value in row.items()})
@@ -119,16 +124,16 @@ SELECT pg_catalog.json_agg(pg_catalog.json_build_array(n.nspname, c.relname,
 _TABLES_AT_ONCE = 200
 
 
-def with_rows(ask: Callable[[str], str | None], ignore: Collection[Pattern]) -> list[tuple[str, str]]:
+def with_rows(ask: Callable[[str], str | bytes | None], ignore: Collection[Pattern]) -> list[tuple[str, str]]:
     """Name the tables, as (schema, name), that hold at least one row; `ask` gives the one value of an answer."""
     is_ignored = ignoring(ignore)
-    tables = [each for each in json.loads(ask(_TABLES_WITH_PAGES) or "[]") if not is_ignored(each[0], each[1])]
+    tables = [each for each in json.loads(text_of(ask(_TABLES_WITH_PAGES)) or "[]") if not is_ignored(each[0], each[1])]
     found: list[tuple[str, str]] = []
     for at in range(0, len(tables), _TABLES_AT_ONCE):
         part = tables[at : at + _TABLES_AT_ONCE]
         each = (f"SELECT {n} AS n WHERE EXISTS (SELECT FROM ONLY {table[2]})" for n, table in enumerate(part))
         answer = ask(f"SELECT pg_catalog.string_agg(n::text, ' ') FROM ({' UNION ALL '.join(each)}) AS t")
-        found += [(part[int(n)][0], part[int(n)][1]) for n in (answer or "").split()]
+        found += [(part[int(n)][0], part[int(n)][1]) for n in text_of(answer).split()]
     return sorted(found)
 
 

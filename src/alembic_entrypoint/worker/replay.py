@@ -97,8 +97,7 @@ class Replaying:
 
     def _changes(self, connection: Any) -> tuple[list[Name], list[Name]]:
         """Read the names, and give those that have come and gone; only these are taken apart."""
-        answer = _ask(connection, reading.NAMES)[0] or ""
-        lines = frozenset(answer.split("\x1e"))
+        lines = frozenset(reading.text_of(_ask(connection, reading.NAMES)[0]).split("\x1e"))
         added = reading.names_of("\x1e".join(lines - self._lines), self._ignore)
         removed = reading.names_of("\x1e".join(self._lines - lines), self._ignore)
         self._lines = lines
@@ -115,11 +114,9 @@ class Replaying:
     def _snapshot(self, connection: Any) -> Snapshot:
         with _Aside(connection):
             _ask(connection, reading.setting_statement())
-            answer, version = (
-                _ask(connection, reading.snapshot_statement()),
-                _ask(connection, "SHOW server_version_num"),
-            )
-        snapshot = reading.snapshot_of(answer[0], int(version[0]) // 10000).without(self._ignore)
+            answer = _ask(connection, reading.snapshot_statement())
+            version = _ask(connection, "SHOW server_version_num")
+        snapshot = reading.snapshot_of(answer[0], int(reading.text_of(version[0])) // 10000).without(self._ignore)
         there = {(each.kind, each.schema, each.name) for each in self._surroundings}
         facts = {
             thing: told

@@ -126,7 +126,10 @@ def _watch_psycopg(psycopg: Any, seen: Seen) -> None:
 
 def _watch_asyncpg(asyncpg: Any, seen: Seen) -> None:
     names = ("execute", "executemany", "prepare", "fetch", "fetchval", "fetchrow", "fetchmany", "cursor")
-    _watch_methods(asyncpg.connection.Connection, (*names, "copy_from_query"), seen, lambda _, query: str(query))
+    cls = asyncpg.connection.Connection
+    _watch_methods(cls, (*names, "copy_from_query"), seen, lambda _, query: str(query))
+    # The name of a table, and no statement: rows come and go through a stream.
+    _watch_methods(cls, ("copy_to_table", "copy_records_to_table", "copy_from_table"), seen, lambda *_: "COPY")
     connect = asyncpg.connection.connect
 
     @functools.wraps(connect)
@@ -150,7 +153,16 @@ def _watch_psycopg2(psycopg2: Any, seen: Seen) -> None:
 
             return watched
 
-        derived: Any = type(cls.__name__, (cls,), {name: method(name) for name in _PSYCOPG2_METHODS})
+        def streamed(name: str) -> Callable[..., Any]:
+            def watched(self: Any, *values: Any, **keys: Any) -> Any:
+                seen(f"SELECT {values[0]}()" if name == "callproc" else "COPY")
+                return getattr(super(derived, self), name)(*values, **keys)
+
+            return watched
+
+        methods = {name: method(name) for name in ("execute", "executemany", "copy_expert")}
+        others = {name: streamed(name) for name in ("callproc", "copy_from", "copy_to")}
+        derived: Any = type(cls.__name__, (cls,), {**methods, **others})
         return derived
 
     @functools.cache
@@ -168,6 +180,3 @@ def _watch_psycopg2(psycopg2: Any, seen: Seen) -> None:
         return connect(dsn, connection_factory=watched_connection(connection_factory or extensions.connection), **keys)
 
     psycopg2._connect = watched
-
-
-_PSYCOPG2_METHODS = ("execute", "executemany", "copy_expert")
