@@ -80,7 +80,7 @@ def line(tmp_path: Path) -> Project:
     [
         ("a1", "a1"),
         pytest.param("b2", "c3", id="b2, with which the next that executes nothing counts as one"),
-        ("d4", "d4"),
+        pytest.param("d4", "d4", marks=pytest.mark.extra),
         pytest.param("e5", "e5", marks=pytest.mark.extra),
     ],
 )
@@ -106,6 +106,7 @@ def test_a_schema_one_column_short_is_nobodys_and_the_nearest_is_named(
     assert proof.difference[0] in proof.message
 
 
+@pytest.mark.extra
 def test_between_revisions_with_the_same_tables_the_nearest_is_the_one_with_the_fewest_differences(
     tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,7 +190,7 @@ def branches(folder: Path) -> Project:
 @pytest.mark.parametrize(
     ("revisions", "found"),
     [
-        (["l1"], ("l1",)),
+        pytest.param(["l1"], ("l1",), marks=pytest.mark.extra),
         (["l1", "r2"], ("l1", "r2")),
         pytest.param(["r2"], ("r2",), marks=pytest.mark.extra),
         pytest.param(["l2", "r1"], ("l2", "r1"), marks=pytest.mark.extra),
@@ -232,6 +233,7 @@ def test_a_proof_whose_replays_are_known_replays_nothing(
     assert proved(line, database, monkeypatch, known=changed.document).candidates == (("a1",),)
 
 
+@pytest.mark.extra
 def test_a_replay_that_fails_proves_nothing_and_is_known_to_fail(
     line: Project, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +246,7 @@ def test_a_replay_that_fails_proves_nothing_and_is_known_to_fail(
     assert proved(line, database, monkeypatch, known=proof.document, scratch="off") == proof
 
 
+@pytest.mark.extra
 def test_a_replay_that_fails_for_want_of_room_may_be_tried_again(
     line: Project, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +257,7 @@ def test_a_replay_that_fails_for_want_of_room_may_be_tried_again(
         proved(line, database, monkeypatch)
 
 
+@pytest.mark.extra
 def test_a_schema_of_a_database_without_encoding_is_proved(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +269,7 @@ def test_a_schema_of_a_database_without_encoding_is_proved(
         assert proved(made, database, monkeypatch).candidates == (("a1",),)
 
 
+@pytest.mark.extra
 def test_other_drivers_and_schemas_are_proved_too(
     tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

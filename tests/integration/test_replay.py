@@ -151,6 +151,7 @@ STREAMS = {
 }
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
 def test_what_is_streamed_counts_as_executed(
     stream: str, tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
