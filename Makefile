@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest -n $(shell nproc 2>/dev/null || echo 2)
 SOURCES := $(shell find src entrypoint -type f -not -name '*.pyc' 2>/dev/null) pyproject.toml README.md
 FAULTS := tests/acceptance/faults
 ALONE := $(FAULTS)/test_signal_moments.py $(FAULTS)/test_stampede.py
-PURE := */decide.py,*/facts.py,*/settings.py,*/address.py,*/postgres/answers.py,*/schema/difference.py,*/schema/wording.py
+PURE := */decide.py,*/facts.py,*/candidates.py,*/comparison.py,*/settings.py,*/address.py,*/postgres/answers.py,*/schema/difference.py,*/schema/wording.py
 
 .PHONY: demo test test-unit test-all test-lowest faults lint types bench image clean
 
@@ -52,6 +52,7 @@ bench: $(VENV)/installed
 	$(BIN)/python bench/starts.py
 	$(BIN)/python bench/stampede.py
 	$(BIN)/python bench/snapshot.py
+	$(BIN)/python bench/proof.py
 
 image:
 	docker build $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(if $(BUILD_NETWORK),--network $(BUILD_NETWORK)) -t alembic-entrypoint-example .

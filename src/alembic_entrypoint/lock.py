@@ -184,7 +184,7 @@ def _acquire(
                 _refuse_shared(connection, address, connect_timeout, application_name)
                 image = None  # it would stay with the pooler
             is_examined = True
-            lock = _try(connection, image)
+            lock = hold(connection, image)
             if is_done(connection):
                 return None
             if lock is not None:
@@ -205,7 +205,7 @@ def _acquire(
         waiting.sleep()
 
 
-def _try(connection: psycopg.Connection[Any], image: int | None) -> Lock | None:
+def hold(connection: psycopg.Connection[Any], image: int | None = None) -> Lock | None:
     """Take T and A, and check; without waiting inside PostgreSQL [E1, E2]. Raises Misconfigured."""
     if image is not None:
         # Before A, so that whoever sees A held sees by whom. It protects nothing, and ends with the session.

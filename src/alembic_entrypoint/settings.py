@@ -63,6 +63,11 @@ def _target(text: str) -> str:
     return text
 
 
+def _scratch(text: str) -> str | Address:
+    word = text.lower()
+    return word if word in ("auto", "embedded", "off") else parse(text)
+
+
 SECONDS = Reader(_seconds, "a number of seconds, 0 or more")
 COUNT = Reader(_count, "a whole number, 0 or more")
 TEXT = Reader(str, "any text")
@@ -70,6 +75,7 @@ WORDS = Reader(lambda text: tuple(text.split()), "words separated by spaces")
 FOLDER = Reader(lambda text: None if text == "off" else text, "a folder, or off")
 KEPT = Reader(lambda text: None if text == "all" else _at_least_one(text), "a whole number, 1 or more, or all")
 TARGET = Reader(_target, "head, heads, <branch>@head or one exact revision")
+SCRATCH = Reader(_scratch, "auto, embedded, off, or the URL of a server (postgresql://user:password@host:port)")
 
 
 def setting(default: T, meaning: str, reader: Reader, *, shown: str | None = None, option: bool = True) -> T:
@@ -137,6 +143,12 @@ class Settings:
     )
     ignore: tuple[str, ...] = setting(
         (), "tables that belong to others: `schema.name`, with `*`, separated by spaces", WORDS, shown=""
+    )
+    scratch: str | Address = setting(
+        "auto",
+        "where migrations are replayed for a proof: `auto` (a scratch database on the same server), `embedded` "
+        "(an embedded PostgreSQL), the URL of a server, or `off`",
+        SCRATCH,
     )
     ledger: str = setting(
         "on", "whether to remember in the database what was migrated: `on` or `off`", _one_of("on", "off")
@@ -210,6 +222,10 @@ def is_off(environ: Mapping[str, str], options: Mapping[str, str]) -> bool:
 def _value(name: str, text: str, reader: Reader) -> Any:
     try:
         return reader.read(text)
+    except NotAnAddress as error:
+        raise Misconfigured(
+            f"{name} cannot be used: {error}. It must be {reader.allowed} (its value is not shown here)."
+        ) from None
     except ValueError:
         raise Misconfigured(f"{name} is {text!r}. It must be {reader.allowed}.") from None
 

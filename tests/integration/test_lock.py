@@ -57,7 +57,7 @@ class Replicas(RuleBasedStateMachine):
     @rule()
     def try_to_hold(self) -> None:
         connection = self.database.connect()
-        held = lock._try(connection, None)
+        held = lock.hold(connection)
         if held is not None:
             try:
                 lock._await_fence(held, lock._Waiting(parse(self.database.url), 0.0))

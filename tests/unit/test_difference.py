@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from alembic_entrypoint.schema.difference import Difference, difference
+from alembic_entrypoint.schema.difference import Difference, difference, unlike
 from alembic_entrypoint.schema.facts import Kind, Snapshot, Thing, Value
 
 Facts = Mapping[Thing, Mapping[str, Value]]
@@ -137,6 +137,13 @@ def test_a_missing_column_is_told_with_its_default() -> None:
     number = {**COLUMN, "type": "timestamp with time zone", "null": "nullable", "default": "now()"}
     at = part(Kind.COLUMN, "users", "at")
     assert lines({**USERS, at: number}, USERS) == ["users.at: timestamptz default now() here, missing in b891cb8863b5"]
+
+
+def test_what_is_unlike_is_counted_with_all_that_belongs_to_it() -> None:
+    without = {thing: told for thing, told in USERS.items() if thing.name != "users"}
+    assert unlike(Snapshot(18, USERS), Snapshot(18, USERS)) == 0
+    assert unlike(Snapshot(18, without), Snapshot(18, USERS)) == 4
+    assert unlike(Snapshot(18, changed(EMAIL, type="text", null="nullable")), Snapshot(18, USERS)) == 1
 
 
 def test_the_most_telling_comes_first_and_an_object_is_told_at_once() -> None:

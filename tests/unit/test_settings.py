@@ -43,6 +43,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "backup_keep": None,
         "clean": ("migrations",),
         "ignore": (),
+        "scratch": "auto",
         "ledger": "on",
         "image": "",
         "help_url": "",
@@ -246,3 +247,15 @@ def test_a_file_without_a_url_is_refused_without_its_content(tmp_path: Path) -> 
 )
 def test_off_is_known_before_anything_else_is_read(environ: dict[str, str], options: dict[str, str], off: bool) -> None:
     assert is_off({**environ, PREFIX + "NONSENSE": "1"}, options) == off
+
+
+def test_scratch_is_a_word_or_the_url_of_a_server() -> None:
+    assert read({PREFIX + "SCRATCH": "Embedded"}).scratch == "embedded"
+    scratch = read({PREFIX + "SCRATCH": URL}).scratch
+    assert scratch.place == Place(("db",), ("5433",), "shop")  # type: ignore[union-attr]
+
+
+def test_a_scratch_url_that_cannot_be_used_is_not_shown() -> None:
+    message = refused({PREFIX + "SCRATCH": "mysql://app:s3cret@db/shop"})
+    assert "ALEMBIC_ENTRYPOINT_SCRATCH" in message
+    assert "s3cret" not in message

@@ -68,6 +68,11 @@ def difference(here: Snapshot, there: Snapshot) -> tuple[Difference, ...]:
     return tuple(found)
 
 
+def unlike(here: Snapshot, there: Snapshot) -> int:
+    """Count the things that are not the same on both sides; those of a missing relation count, too."""
+    return sum(here.facts.get(thing) != there.facts.get(thing) for thing in here.facts.keys() | there.facts.keys())
+
+
 def _goes_without_saying(thing: Thing, here: Snapshot, there: Snapshot) -> bool:
     """Tell whether the thing is missing there only because the relation that it belongs to is."""
     owner = here.facts.get(thing, {}).get("owned by")

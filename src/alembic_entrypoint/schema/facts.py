@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -70,10 +70,7 @@ class Snapshot:
 
     def without(self, ignore: Collection[Pattern]) -> Snapshot:
         """Leave out what ``ignore`` names: a relation goes with its parts and the sequences that it owns."""
-        globs = [(_glob(schema), _glob(name)) for schema, name in ignore]
-
-        def is_ignored(schema: Value, name: Value) -> bool:
-            return any(one.fullmatch(str(schema)) and other.fullmatch(str(name)) for one, other in globs)
+        is_ignored = ignoring(ignore)
 
         def is_owned_by_ignored(told: Mapping[str, Value]) -> bool:
             owner = told.get("owned by")
@@ -85,6 +82,16 @@ class Snapshot:
             if not is_ignored(thing.schema, thing.name) and not is_owned_by_ignored(told)
         }
         return Snapshot(self.major, kept)
+
+
+def ignoring(ignore: Collection[Pattern]) -> Callable[[Value, Value], bool]:
+    """Return a question: is what has this schema and this name ignored?"""
+    globs = [(_glob(schema), _glob(name)) for schema, name in ignore]
+
+    def is_ignored(schema: Value, name: Value) -> bool:
+        return any(one.fullmatch(str(schema)) and other.fullmatch(str(name)) for one, other in globs)
+
+    return is_ignored
 
 
 def _glob(pattern: str) -> re.Pattern[str]:

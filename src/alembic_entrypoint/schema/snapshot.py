@@ -15,26 +15,11 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 
 from alembic_entrypoint.schema.catalog import FILES, questions
 from alembic_entrypoint.schema.facts import Kind, Pattern, Snapshot, Thing, Value
+from alembic_entrypoint.schema.reading import SETTINGS
 from alembic_entrypoint.schema.texts import normal
 
 LEDGER: Pattern = ("alembic_entrypoint", "*")
 
-#: Everything in a session, role or database that changes what the server prints [R15]. pg_temp is last, so that no
-#: temporary object hides another.
-_SETTINGS = {
-    "search_path": "pg_catalog, pg_temp",
-    "quote_all_identifiers": "off",
-    "standard_conforming_strings": "on",
-    "bytea_output": "hex",
-    "DateStyle": "ISO, MDY",
-    "IntervalStyle": "postgres",
-    "TimeZone": "UTC",
-    "extra_float_digits": "1",
-    "lc_monetary": "C",
-    "xmlbinary": "base64",
-    "statement_timeout": "0",
-    "jit": "off",  # compiling these queries takes longer than running them
-}
 #: Deparsing reads newer catalog rows than the query around it, so DDL beside it ends it: it is worth another try.
 _PASSING = (psycopg.errors.InternalError_, psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 
@@ -67,7 +52,7 @@ def take(
 
 def _script(lock_timeout: float) -> str:
     """Return one transaction as one text, so that it costs one round trip and leaves no setting behind."""
-    settings = {**_SETTINGS, "lock_timeout": f"{lock_timeout * 1000:.0f}ms"}
+    settings = {**SETTINGS, "lock_timeout": f"{lock_timeout * 1000:.0f}ms"}
     setting = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
     begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
     return ";\n".join([begin, f"SELECT {setting}", *questions(), "COMMIT"])

@@ -63,6 +63,8 @@ class Policy:
     asked: Callable[[Made], None] = lambda _: None
     #: called with a place that is left alone
     left_alone: Callable[[Place], None] = lambda _: None
+    #: called with each driver, by name, once it is wrapped
+    wrapped: Callable[[str, ModuleType], None] = lambda *_: None
     made: weakref.WeakKeyDictionary[Any, Made] = field(default_factory=weakref.WeakKeyDictionary)
 
     def route(self, parameters: Mapping[str, str], driver: str) -> tuple[Made, Mapping[str, str] | None]:
@@ -127,6 +129,7 @@ def install(policy: Policy) -> None:
     for name, wrap in list(wrappers.items()):
         if name in sys.modules:
             wrap(sys.modules[name], policy)
+            policy.wrapped(name, sys.modules[name])
             del wrappers[name]
     sys.meta_path.insert(0, _AfterImport(wrappers, policy))
 
@@ -157,6 +160,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
             execute(module)
             if wrap := self._wrappers.pop(fullname, None):
                 wrap(module, self._policy)
+                self._policy.wrapped(fullname, module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

@@ -81,6 +81,7 @@ class Work:
     def __init__(self, parent: Parent) -> None:
         self._parent = parent
         self.migration: Message | None = None
+        self.replaying: Any = None
         self.finished: list[str] = []
 
     def commit(self) -> None:
@@ -97,23 +98,23 @@ def main(reading: int, writing: int) -> NoReturn:
     parent = Parent(reading, writing)
     request = Request.decode(parent.next_word())
     policy = connections.Policy(connect_timeout=request.connect_timeout)
-    _route(request, parent, policy)
-    parent.at_end = functools.partial(_cancel_all, policy)
     work = Work(parent)
+    _route(request, parent, policy, work)
+    parent.at_end = functools.partial(_cancel_all, policy)
     try:
         # Everything below imports the user's packages.
         environment = _prepared(request, policy)
         if request.stays and _looked_in_a_fork(request, parent, policy, work, environment):
             parent.tell("idle")
             request = environment.request = Request.decode(parent.next_word())
-            _route(request, parent, policy)
+            _route(request, parent, policy, work)
         _run(request, parent, policy, work, environment)
     except BaseException as error:  # env.py may raise anything, SystemExit and KeyboardInterrupt included
         parent.tell("failed", **_failure(error, work), places=_places(policy))
     _end()
 
 
-def _route(request: Request, parent: Parent, policy: connections.Policy) -> None:
+def _route(request: Request, parent: Parent, policy: connections.Policy, work: Work) -> None:
     """Say where connections go, and what they run first."""
     policy.places = set(request.places)
     if request.order == "load":
@@ -130,6 +131,10 @@ def _route(request: Request, parent: Parent, policy: connections.Policy) -> None
         if request.is_redirecting and not request.is_learned:
             policy.places = None
         policy.steps = lambda _: connections.read_only_steps()
+    elif request.order == "replay":
+        from alembic_entrypoint.worker import replay
+
+        replay.prepare(request, parent, policy, work)
     else:
         assert request.token is not None
         fence = functools.partial(connections.fence_steps, request.token, request.session)
@@ -276,6 +281,13 @@ def _sql(request: Request, parent: Parent, policy: connections.Policy, work: Wor
     environment.run(at_migrations, as_sql=True, starting_rev=request.starting or None)
 
 
+def _replay(request: Request, parent: Parent, policy: connections.Policy, work: Work, environment: Any) -> None:
+    """Run migrations in scratch, and tell what each of them makes."""
+    from alembic_entrypoint.worker import replay
+
+    replay.run(request, parent, policy, work, environment)
+
+
 def _steps(environment: Any, revisions: list[str] | None, recorded: tuple[str, ...]) -> list[Any]:
     """Ask Alembic for the way, down where the request says so; several revisions at once are its `heads`."""
     steps: list[Any]
@@ -383,4 +395,5 @@ _ORDERS: Mapping[str, Callable[[Request, Parent, connections.Policy, Work, Any],
     "look": _migrate,
     "migrate": _migrate,
     "sql": _sql,
+    "replay": _replay,
 }

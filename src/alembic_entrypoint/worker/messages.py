@@ -16,7 +16,9 @@ Message = dict[str, Any]
 LOCK_CLASS = 1634493805
 TOKEN_CLASS = 1634493806
 # What a holder, or one who waits, brings: its image's fingerprint, shared by all replicas of it.
-IMAGE_CLASS = 1634493807
+IMAGE_CLASS = 1634493808
+# Held by who owns a scratch database; its number is in the database's name.
+SCRATCH_CLASS = 1634493807
 LOCK_A = 1
 LOCK_B = 2
 
@@ -39,12 +41,28 @@ SELECT count(*) FILTER (WHERE classid = {LOCK_CLASS} AND objid = {LOCK_A} AND mo
 
 
 @dataclass(frozen=True)
+class Replay:
+    """What a worker is to replay, and where it is to look closely."""
+
+    #: what to upgrade to
+    revisions: tuple[str, ...]
+    #: every revision that runs, in this order; empty: Alembic's own
+    order: tuple[str, ...] = ()
+    #: names in the live schema, as `schema.reading.Name`: a digest is taken only where the names agree
+    live: tuple[tuple[str, str, str], ...] = ()
+    #: what to leave out, as (schema, name) with `*`
+    ignore: tuple[tuple[str, str], ...] = ()
+    #: sets of recorded revisions at which the whole schema is told
+    shown: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True)
 class Request:
     """What the parent wants of a worker."""
 
     #: load: read the migrations, without env.py · ask: where would env.py connect · observe: look, change nothing ·
     #: look: the same under the lock, where env.py may write · migrate: look, wait for the word, upgrade or downgrade ·
-    #: sql: print what that would run
+    #: sql: print what that would run · replay: run migrations in scratch, and tell what each of them makes
     order: str
     target: str
     config: str | None = None
@@ -74,6 +92,8 @@ class Request:
     downgrade: str | None = None
     #: recorded revisions to start from, for `sql`
     starting: tuple[str, ...] = ()
+    #: for `replay`: `parameters` are those of scratch, and this is what to run and to look at
+    replay: Replay | None = None
 
     def encode(self) -> Message:
         """Make it a message."""
@@ -84,7 +104,9 @@ class Request:
         """Read it back from a message."""
         places = tuple(Place(tuple(p["hosts"]), tuple(p["ports"]), p["dbname"]) for p in message.pop("places"))
         lists: Any = {name: tuple(message.pop(name)) for name in ("x", "starting")}
-        return cls(places=places, **lists, **message)
+        asked = message.pop("replay")
+        replay = Replay(**{name: _tuples(value) for name, value in asked.items()}) if asked else None
+        return cls(places=places, replay=replay, **lists, **message)
 
 
 class Lines:
@@ -119,6 +141,10 @@ def decode(line: bytes) -> Message:
     """Read one message."""
     message: Message = json.loads(line)
     return message
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _plain(value: object) -> object:

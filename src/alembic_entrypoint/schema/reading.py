@@ -1,0 +1,155 @@
+"""The questions about a schema that any driver can ask, in the middle of a transaction. No I/O here.
+
+`snapshot` reads with psycopg, which is not there in every app; a worker asks the same questions of whatever driver
+`env.py` uses, and has the server write the answers as JSON, so that all drivers give the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+from alembic_entrypoint.schema.catalog import FILES, questions
+from alembic_entrypoint.schema.facts import Kind, Pattern, Snapshot, Thing, Value, ignoring
+from alembic_entrypoint.schema.texts import normal
+
+#: Everything in a session, role or database that changes what the server prints [R15]. pg_temp is last, so that no
+#: temporary object hides another.
+SETTINGS: Mapping[str, str] = {
+    "search_path": "pg_catalog, pg_temp",
+    "quote_all_identifiers": "off",
+    "standard_conforming_strings": "on",
+    "bytea_output": "hex",
+    "DateStyle": "ISO, MDY",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "extra_float_digits": "1",
+    "lc_monetary": "C",
+    "xmlbinary": "base64",
+    "statement_timeout": "0",
+    "jit": "off",  # compiling these queries takes longer than running them
+}
+#: Attributes that are float4: as JSON 100 would be another number than 100.0.
+_FLOATS = ("cost", "rows")
+
+
+class Name(NamedTuple):
+    """One name that a schema holds: of a schema, extension, relation, type or function, without its arguments."""
+
+    kind: str
+    schema: str
+    name: str
+
+
+#: Every name, in one row and one text: cheap, since it is asked after each migration. Sequences are left out, as most
+#: belong to a column; the server's own objects have lower oids. Catalog pages: pg_class, pg_type, pg_proc, pg_depend.
+NAMES = """
+SELECT pg_catalog.string_agg(kind || pg_catalog.chr(31) || schema || pg_catalog.chr(31) || name, pg_catalog.chr(30))
+  FROM (
+    SELECT o.kind, n.nspname::text AS schema, o.name FROM (
+        SELECT 'relation' AS kind, oid, relnamespace AS namespace, relname::text AS name, 1259 AS class
+          FROM pg_catalog.pg_class WHERE oid >= 16384 AND relkind IN ('r', 'p', 'f', 'v', 'm')
+        UNION ALL
+        SELECT 'type', oid, typnamespace, typname::text, 1247
+          FROM pg_catalog.pg_type WHERE oid >= 16384 AND typtype IN ('d', 'e', 'r')
+        UNION ALL
+        SELECT 'type', oid, relnamespace, relname::text, 1259
+          FROM pg_catalog.pg_class WHERE oid >= 16384 AND relkind = 'c'
+        UNION ALL
+        SELECT 'function', oid, pronamespace, proname::text, 1255
+          FROM pg_catalog.pg_proc WHERE oid >= 16384
+    ) AS o JOIN pg_catalog.pg_namespace AS n ON n.oid = o.namespace
+    WHERE n.nspname !~ '^pg_' AND (o.class, o.oid) NOT IN (
+        SELECT classid::int, objid FROM pg_catalog.pg_depend WHERE refclassid = 3079 AND deptype = 'e')
+    UNION ALL
+    SELECT 'schema', nspname::text, '' FROM pg_catalog.pg_namespace
+     WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' AND oid NOT IN (
+        SELECT objid FROM pg_catalog.pg_depend WHERE refclassid = 3079 AND classid = 2615 AND deptype = 'e')
+    UNION ALL
+    SELECT 'extension', '', extname::text FROM pg_catalog.pg_extension
+  ) AS names
+"""
+
+
+def text_of(answer: str | bytes | None, errors: str = "backslashreplace") -> str:
+    """Read a text; that of an SQL_ASCII database has no encoding, and psycopg gives its bytes."""
+    return answer.decode("utf-8", errors) if isinstance(answer, bytes) else answer or ""
+
+
+def names_of(answer: str | bytes | None, ignore: Collection[Pattern]) -> frozenset[Name]:
+    """Read the answer to `NAMES`, without what is ignored."""
+    is_ignored = ignoring(ignore)
+    found = (Name(*each.split("\x1f")) for each in text_of(answer).split("\x1e") if each)
+    return frozenset(each for each in found if not is_ignored(each.schema, each.name))
+
+
+def setting_statement() -> str:
+    """Set what the answers depend on until the end of the transaction, or of a savepoint that is rolled back."""
+    return "SELECT " + ", ".join(
+        f"pg_catalog.set_config('{name}', '{value}', true)" for name, value in SETTINGS.items()
+    )
+
+
+def snapshot_statement() -> str:
+    """Ask everything that a snapshot holds, in one statement, which sees the schema as it is at one moment."""
+    columns = (f"(SELECT pg_catalog.json_agg(q) FROM ({each}\n) AS q)" for each in questions())
+    return f"SELECT pg_catalog.json_build_array({', '.join(columns)})::text"
+
+
+def snapshot_of(answer: str | bytes, major: int) -> Snapshot:
+    """Read the answer to `snapshot_statement`."""
+    facts: dict[Thing, Mapping[str, Value]] = {}
+    for (kind, _), rows in zip(FILES, json.loads(text_of(answer, "surrogateescape")), strict=True):
+        for row in rows or ():
+            thing = Thing(kind, row.pop("schema"), row.pop("name"), row.pop("part"))
+            facts[thing] = normal(kind, {name: _value(name, value) for name, value in row.items()})
+    return Snapshot(major, facts)
+
+
+def _value(name: str, value: Any) -> Value:
+    if isinstance(value, list):
+        return tuple(value)
+    return float(value) if name in _FLOATS and value is not None else value
+
+
+#: Tables with pages, which may hold rows: an empty one has none, so that few are looked into.
+_TABLES_WITH_PAGES = """
+SELECT pg_catalog.json_agg(pg_catalog.json_build_array(n.nspname, c.relname,
+                                                       pg_catalog.format('%I.%I', n.nspname, c.relname)))::text
+  FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+ WHERE c.oid >= 16384 AND c.relkind = 'r' AND n.nspname !~ '^pg_' AND pg_catalog.pg_relation_size(c.oid) > 0
+"""
+#: Tables in one question, so that its text does not grow without end.
+_TABLES_AT_ONCE = 200
+
+
+def with_rows(ask: Callable[[str], str | bytes | None], ignore: Collection[Pattern]) -> list[tuple[str, str]]:
+    """Name the tables, as (schema, name), that hold at least one row; `ask` gives the one value of an answer."""
+    is_ignored = ignoring(ignore)
+    tables = [each for each in json.loads(text_of(ask(_TABLES_WITH_PAGES)) or "[]") if not is_ignored(each[0], each[1])]
+    found: list[tuple[str, str]] = []
+    for at in range(0, len(tables), _TABLES_AT_ONCE):
+        part = tables[at : at + _TABLES_AT_ONCE]
+        each = (f"SELECT {n} AS n WHERE EXISTS (SELECT FROM ONLY {table[2]})" for n, table in enumerate(part))
+        answer = ask(f"SELECT pg_catalog.string_agg(n::text, ' ') FROM ({' UNION ALL '.join(each)}) AS t")
+        found += [(part[int(n)][0], part[int(n)][1]) for n in text_of(answer).split()]
+    return sorted(found)
+
+
+def encoded(snapshot: Snapshot) -> dict[str, Any]:
+    """Write a snapshot as JSON can hold it."""
+    return {"major": snapshot.major, "facts": [[*thing, dict(told)] for thing, told in snapshot.facts.items()]}
+
+
+def decoded(document: Mapping[str, Any]) -> Snapshot:
+    """Read it back."""
+    facts = {
+        Thing(Kind(kind), *identity): {name: _value(name, _tuples(value)) for name, value in told.items()}
+        for kind, *identity, told in document["facts"]
+    }
+    return Snapshot(document["major"], facts)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

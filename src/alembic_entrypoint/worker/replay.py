@@ -1,0 +1,233 @@
+"""Replay migrations in scratch, and tell the parent what is there after each of them."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+
+from alembic_entrypoint.schema import reading
+from alembic_entrypoint.schema.facts import Snapshot
+from alembic_entrypoint.schema.reading import Name
+from alembic_entrypoint.worker.confined import End, confine
+from alembic_entrypoint.worker.connections import FenceError, Policy, Steps, check_steps, setting_statement
+from alembic_entrypoint.worker.messages import Message, Replay, Request
+
+
+class Replaying:
+    """One replay: what was executed, and what the last look saw."""
+
+    def __init__(self, request: Request, parent: Any, work: Any) -> None:
+        assert request.replay is not None
+        self.asked: Replay = request.replay
+        self._parent = parent
+        self._work = work
+        self._live = frozenset(Name(*each) for each in self.asked.live)
+        self._live_objects = Counter(each.schema for each in self._live if _is_object(each))
+        self._shown = {tuple(sorted(each)) for each in self.asked.shown}
+        self._ignore = self.asked.ignore
+        self._statements = 0
+        self._lines: frozenset[str] = frozenset()
+        self._names: frozenset[Name] = frozenset()
+        #: schemas and extensions that are there before the first migration
+        self._surroundings: frozenset[Name] = frozenset()
+        self._objects: Counter[str] = Counter()
+
+    def executed(self) -> None:
+        """Count a statement; those of Alembic and of ours are sent between migrations."""
+        self._statements += 1
+
+    def end(self, what: str) -> NoReturn:
+        """End the process where it stands, having said why."""
+        from alembic_entrypoint.worker.main import _end
+
+        migration = self._work.migration
+        self._parent.tell("failed", kind="confined", error=what, sqlstate=None, migration=migration, places=[])
+        _end()
+
+    def leave_out(self, schema: str, version_table: str) -> None:
+        """Leave the version table out of what is told."""
+        self._ignore = (*self._ignore, (schema, version_table))
+
+    def watched(self, step: Any, n: int, of: int) -> Any:
+        """Tell when a migration begins, and count what it executes."""
+        from alembic_entrypoint.worker.environment import shown
+
+        run, revision = step.migration_fn, step.revision
+
+        @functools.wraps(run)
+        def watched(**keys: Any) -> None:
+            self._work.migration = {"revision": revision.revision, "path": shown(revision.path), "n": n, "of": of}
+            self._statements = 0
+            run(**keys)
+            self._work.migration["executed"] = self._statements > 0
+
+        step.migration_fn = watched
+        return step
+
+    def visit(self, context: Any, recorded: Iterable[str]) -> None:
+        """Tell what is recorded and what is there now: after a migration, or before the first."""
+        connection, migration = context.connection, self._work.migration or {}
+        recorded = tuple(sorted(recorded))
+        executed = migration.get("executed", True)
+        added, removed = self._changes(connection) if executed else ([], [])
+        if not migration:
+            self._surroundings = frozenset(each for each in self._names if not _is_object(each))
+        told: Message = {"digest": None, "rows": None, "snapshot": None}
+        is_shown = recorded in self._shown
+        if is_shown or self._is_like_live():
+            snapshot = self._snapshot(connection)
+            told = {
+                "digest": snapshot.digest,
+                "rows": self._rows(connection),
+                "snapshot": reading.encoded(snapshot) if is_shown else None,
+            }
+        self._parent.tell(
+            "visited",
+            recorded=recorded,
+            revision=migration.get("revision"),
+            executed=executed,
+            n=migration.get("n", 0),
+            of=migration.get("of", 0),
+            added=added,
+            removed=removed,
+            **told,
+        )
+
+    def _changes(self, connection: Any) -> tuple[list[Name], list[Name]]:
+        """Read the names, and give those that have come and gone; only these are taken apart."""
+        lines = frozenset(reading.text_of(_ask(connection, reading.NAMES)[0]).split("\x1e"))
+        added = reading.names_of("\x1e".join(lines - self._lines), self._ignore)
+        removed = reading.names_of("\x1e".join(self._lines - lines), self._ignore)
+        self._lines = lines
+        self._names = (self._names | added) - removed if added or removed else self._names
+        self._objects.update(each.schema for each in added if _is_object(each))
+        self._objects.subtract(each.schema for each in removed if _is_object(each))
+        return sorted(added), sorted(removed)
+
+    def _is_like_live(self) -> bool:
+        """Tell whether the live schema has the same names, in the schemas that were touched so far."""
+        counts = all(self._live_objects[schema] == count for schema, count in self._objects.items())
+        return counts and self._names - self._surroundings <= self._live
+
+    def _snapshot(self, connection: Any) -> Snapshot:
+        with _Aside(connection):
+            _ask(connection, reading.setting_statement())
+            answer = _ask(connection, reading.snapshot_statement())
+            version = _ask(connection, "SHOW server_version_num")
+        snapshot = reading.snapshot_of(answer[0], int(reading.text_of(version[0])) // 10000).without(self._ignore)
+        there = {(each.kind, each.schema, each.name) for each in self._surroundings}
+        facts = {
+            thing: told
+            for thing, told in snapshot.facts.items()
+            if (thing.kind.value, thing.schema, thing.name) not in there
+        }
+        return Snapshot(snapshot.major, facts)
+
+    def _rows(self, connection: Any) -> list[tuple[str, str]]:
+        """Name the tables that hold a row."""
+        return reading.with_rows(lambda statement: _ask(connection, statement)[0], self._ignore)
+
+
+class _Aside:
+    """Ask something in the middle of a transaction, and leave nothing of it behind."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        autocommit = getattr(connection.connection.dbapi_connection, "autocommit", False)
+        name = "alembic_entrypoint"
+        self._first = "BEGIN" if autocommit else f"SAVEPOINT {name}"
+        self._last = ["ROLLBACK"] if autocommit else [f"ROLLBACK TO SAVEPOINT {name}", f"RELEASE SAVEPOINT {name}"]
+
+    def __enter__(self) -> None:
+        _ask(self._connection, self._first)
+
+    def __exit__(self, *_: object) -> None:
+        for statement in self._last:
+            _ask(self._connection, statement)
+
+
+def _is_object(name: Name) -> bool:
+    return name.kind not in ("schema", "extension")
+
+
+def _steps(token: int, session: Mapping[str, str], end: End) -> Steps:
+    """See, before a connection's first statement, that it leads to scratch."""
+    try:
+        yield from check_steps(token)
+    except FenceError:
+        end("reaches a database that is not its scratch database")
+    yield setting_statement(session)
+
+
+#: Who changes a shared catalog holds this lock until the end of the transaction, whatever put the statement together.
+#: Catalog page: pg_locks.
+_SHARED = """
+SELECT c.relname FROM pg_catalog.pg_locks AS l JOIN pg_catalog.pg_class AS c ON c.oid = l.relation
+ WHERE l.pid = pg_catalog.pg_backend_pid() AND l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND c.relname IN
+       ('pg_authid', 'pg_auth_members', 'pg_database', 'pg_db_role_setting', 'pg_tablespace', 'pg_subscription',
+        'pg_parameter_acl', 'pg_replication_origin')
+ LIMIT 1
+"""
+
+
+def _keep_shared(end: End) -> None:
+    """See before each COMMIT that nothing is kept which the whole server shares."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    @event.listens_for(Engine, "commit")
+    def commit(connection: Any) -> None:
+        if row := _ask(connection, _SHARED):
+            end(f"changes {row[0]}, which all databases share")
+
+
+def run(request: Request, parent: Any, policy: Policy, work: Any, environment: Any) -> None:
+    """Run `env.py`, and in it the migrations; `confined` has been called before anything of the user's was imported."""
+    from alembic_entrypoint.worker.environment import Unusable, look
+
+    replaying: Replaying = work.replaying
+    _keep_shared(replaying.end)
+    if environment.configured_place and request.is_given and policy.places is not None:
+        policy.places.add(environment.configured_place)
+
+    def at_migrations(recorded: tuple[str, ...], context: Any) -> list[Any]:
+        if recorded:
+            raise Unusable(f"env.py records {', '.join(recorded)} in an empty database before it migrates")
+        context._ensure_version_table()
+        table = look(context, ())["version_table"]
+        replaying.leave_out(table["resolved_schema"], table["name"])
+        asked = replaying.asked
+        steps: list[Any] = environment.script._upgrade_revs(asked.revisions, ()) if asked.revisions else []
+        if asked.order:
+            steps.sort(key=lambda step: asked.order.index(step.revision.revision))
+        replaying.visit(context, ())
+
+        def applied(*, ctx: Any, heads: Any, **_: Any) -> None:
+            replaying.visit(ctx, heads)
+
+        context.on_version_apply_callbacks = (*context.on_version_apply_callbacks, applied)
+        return [replaying.watched(step, n, len(steps)) for n, step in enumerate(steps, 1)]
+
+    environment.run(at_migrations, dont_mutate=True)
+
+
+def prepare(request: Request, parent: Any, policy: Policy, work: Any) -> None:
+    """Confine this process, and send every connection to scratch."""
+    assert request.token is not None
+    work.replaying = Replaying(request, parent, work)
+    policy.target = request.parameters
+    end, token = work.replaying.end, request.token
+    policy.steps = lambda _: _steps(token, request.session, end)
+    confine(policy, end, work.replaying.executed)
+
+
+def _ask(connection: Any, statement: str) -> Any:
+    """Run a statement on the driver's cursor, in the transaction that is under way."""
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute(statement)
+        return cursor.fetchone() if cursor.description else None
+    finally:
+        cursor.close()

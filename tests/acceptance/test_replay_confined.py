@@ -1,0 +1,250 @@
+"""A replay reaches nothing but its scratch database: whatever else history would do, it is ended before it acts [R5].
+
+The target's tables, rows, roles, databases and settings are compared, and what would be reached outside listens.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alembic_entrypoint.replay import NotReplayed
+from projects import ENV, project
+from replays import recorded, replayed
+from servers import Database, Server, fresh_database
+
+STATE = """
+SELECT (SELECT json_agg(to_jsonb(a) ORDER BY rolname) FROM pg_authid a)::text,
+       (SELECT json_agg(to_jsonb(m) ORDER BY roleid, member) FROM pg_auth_members m)::text,
+       (SELECT json_agg(to_jsonb(s) ORDER BY setdatabase, setrole) FROM pg_db_role_setting s)::text,
+       (SELECT json_agg(to_jsonb(d) - 'datfrozenxid' - 'datminmxid' ORDER BY datname) FROM pg_database d)::text,
+       (SELECT json_agg(sourcefile || name || setting ORDER BY seqno) FROM pg_file_settings)::text,
+       (SELECT json_agg(oid::text || relname || relfilenode ORDER BY oid) FROM pg_class WHERE oid >= 16384)::text,
+       (SELECT json_agg(to_jsonb(k) ORDER BY id) FROM kept k)::text
+"""
+
+ENVS = {
+    "hard-codes the target": 'engine = create_engine("{url}".replace("postgresql:", "postgresql+psycopg:"))',
+    "has a creator": (
+        "import psycopg; engine = create_engine('postgresql+psycopg://', creator=lambda: psycopg.connect('{url}'))"
+    ),
+    "has a psycopg2 creator": (
+        "import psycopg2; engine = create_engine('postgresql+psycopg2://', creator=lambda: psycopg2.connect('{url}'))"
+    ),
+    "has a second engine to the target": (
+        "other = create_engine('{url}'.replace('postgresql:', 'postgresql+psycopg:'))\n"
+        "with other.begin() as second: second.exec_driver_sql('DROP TABLE IF EXISTS kept')"
+    ),
+    "has a raw driver and DATABASE_URL": (
+        "import psycopg, os\n"
+        "with psycopg.connect(os.environ['DATABASE_URL']) as raw: raw.execute('DROP TABLE IF EXISTS kept')"
+    ),
+    "has a raw driver and PG variables": (
+        "import psycopg\nwith psycopg.connect('') as raw: raw.execute('DROP TABLE IF EXISTS kept')"
+    ),
+    "has asyncpg and DATABASE_URL": (
+        "import asyncio, asyncpg, os\nasync def drop():\n"
+        "    raw = await asyncpg.connect(os.environ['DATABASE_URL'])\n"
+        "    await raw.execute('DROP TABLE IF EXISTS kept')\n    await raw.close()\nasyncio.run(drop())"
+    ),
+}
+
+
+def env_with(text: str, url: str) -> str:
+    """Put a text into an `env.py`, after the engine that it may replace."""
+    lines = text.replace("{url}", url).replace("\n", "\n    ")
+    return ENV.replace("    with engine.connect()", f"    {lines}\n    with engine.connect()")
+
+
+@pytest.fixture
+def target(database: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
+    """Give a database with a table and a row, which every variable names."""
+    database.execute("CREATE TABLE kept (id int); INSERT INTO kept VALUES (1)")
+    assert isinstance(database.server, Server)
+    for name, value in (("HOST", "127.0.0.1"), ("PORT", database.server.port), ("DATABASE", database.name)):
+        monkeypatch.setenv(f"PG{name}", str(value))
+    monkeypatch.setenv("PGUSER", "postgres")
+    monkeypatch.setenv("DATABASE_URL", database.url)
+    return database
+
+
+@contextmanager
+def unchanged(target: Database) -> Iterator[None]:
+    """See that the target and its server are in the end as they were."""
+    before = target.query(STATE)
+    yield
+    assert target.query(STATE) == before
+
+
+def few(table: dict[str, str], *quick: str) -> list[Any]:
+    """Mark all but a few cases as extra."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.extra, id=name) for name in table]
+
+
+@pytest.mark.parametrize("name", few(ENVS, "has a creator", "has asyncpg and DATABASE_URL"))
+def test_every_way_to_the_target_leads_to_scratch(
+    name: str, tmp_path: Path, target: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = ENVS[name]
+    made = project(tmp_path, env=env_with(text, target.url) if "DROP" not in text else ENV)
+    if "DROP" in text:  # while observing it is read-only, so it is the migration that does it
+        made.add("a1", f"from sqlalchemy import create_engine\n{text.replace('{url}', target.url)}")
+    else:
+        made.add("a1", "op.execute('CREATE TABLE made (id int)')")
+    with unchanged(target):
+        assert recorded(replayed(made, target, monkeypatch)) == [(), ("a1",)]
+
+
+class Listener:
+    """A socket that takes note of whoever connects."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        self.came = 0
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:
+            self._socket.accept()[0].close()
+            self.came += 1
+
+
+SQL = {
+    "ALTER ROLE": "ALTER ROLE postgres PASSWORD 'x'",
+    "CREATE ROLE": "CREATE ROLE from_replay",
+    "ALTER DATABASE": "ALTER DATABASE {database} SET search_path = nowhere",
+    "GRANT PG_MONITOR TO": "GRANT pg_monitor TO postgres",
+    "CREATE DATABASE": "DO $$ BEGIN EXECUTE 'CREATE DATABASE x'; END $$",
+    "REASSIGN OWNED": "REASSIGN OWNED BY postgres TO pg_monitor",
+    "COPY KEPT TO PROGRAM": "COPY kept TO PROGRAM 'touch {marker}'",
+    "COPY KEPT TO": "COPY kept TO '{marker}'",
+    "PG_TERMINATE_BACKEND": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'",
+}
+PYTHON = {
+    "starts a program": "import subprocess; subprocess.run(['touch', {marker!r}])",
+    "starts a program: b'psql": "import os; os.system('psql -c \"DROP TABLE kept\"; touch {marker}')",
+    "starts a program: '/bin/touch'": "import os; os.posix_spawn('/bin/touch', ['touch', {marker!r}], {{}})",
+    "forks": "import os; os.fork() or os._exit(0)",
+    "opens a network connection": "import urllib.request; urllib.request.urlopen('http://127.0.0.1:{port}')",
+    "opens a network connection to (": (
+        "import os, socket; socket.create_connection(('127.0.0.1', int(os.environ['PGPORT'])))"
+    ),
+    "connects to another database, postgres at": (
+        "import psycopg; psycopg.connect({url!r}, dbname='postgres').execute('DROP TABLE kept')"
+    ),
+    "connects to another database, other at 192.0.2.1": (
+        "import psycopg2; psycopg2.connect('host=192.0.2.1 dbname=other connect_timeout=1')"
+    ),
+}
+
+
+WAYS = {
+    "op.execute": "op.execute(statement)",
+    "psycopg": "psycopg.connect(url, autocommit=True).cursor(row_factory=psycopg.rows.dict_row).execute(statement)",
+    "psycopg2": "psycopg2.connect(url).cursor(cursor_factory=DictCursor).execute(statement)",
+    "asyncpg": "asyncio.run(sent())",
+}
+QUICK = [("op.execute", "ALTER ROLE"), ("psycopg2", "CREATE DATABASE"), ("asyncpg", "ALTER DATABASE")]
+
+
+@pytest.mark.parametrize(
+    ("way", "what"),
+    [pytest.param(way, what, marks=() if (way, what) in QUICK else pytest.mark.extra) for way in WAYS for what in SQL],
+)
+def test_a_statement_that_reaches_beyond_the_database_is_ended_before_it_runs(
+    what: str, way: str, tmp_path: Path, target: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = Path(f"/tmp/{tmp_path.name}.{target.name}.marker")
+    statement = SQL[what].format(database=target.name, marker=marker)
+    run = WAYS[way]
+    made = project(tmp_path)
+    made.add_line(1)
+    head = f"""
+import asyncio, os, asyncpg, psycopg, psycopg.rows, psycopg2
+from psycopg2.extras import DictCursor
+statement, url = {statement!r}, os.environ["DATABASE_URL"]
+async def sent():
+    await (await asyncpg.connect(url)).fetch(statement)
+"""
+    swallowed = f"try:\n    {run}\nexcept BaseException:\n    pass\nop.execute('CREATE TABLE after ()')"
+    made.add("guilty", swallowed, down="r1", head=head)
+    with unchanged(target), pytest.raises(NotReplayed) as caught:
+        replayed(made, target, monkeypatch)
+    assert f"Migration guilty (migrations/versions/guilty.py) cannot be replayed: it runs {what}" in str(caught.value)
+    assert caught.value.is_confined
+    assert not marker.exists()
+
+
+def test_a_statement_that_was_hidden_is_ended_before_it_is_committed(
+    tmp_path: Path, target: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = project(tmp_path)
+    made.add("a1", "op.execute(\"DO $$ BEGIN EXECUTE 'AL' || 'TER ROLE postgres CONNECTION LIMIT 7'; END $$\")")
+    with unchanged(target), pytest.raises(NotReplayed, match=r"a1 .* cannot be replayed: it changes pg_authid"):
+        replayed(made, target, monkeypatch)
+
+
+@pytest.mark.parametrize("what", few(PYTHON, "starts a program", "opens a network connection"))
+def test_what_leaves_the_process_is_ended_before_it_acts(
+    what: str, tmp_path: Path, target: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener, marker = Listener(), tmp_path / "marker"
+    text = PYTHON[what].format(marker=str(marker), port=listener.port, url=target.url)
+    made = project(tmp_path)
+    made.add_line(1)
+    made.add("guilty", f"try:\n    {text}\nexcept BaseException:\n    pass", down="r1")
+    with unchanged(target), pytest.raises(NotReplayed) as caught:
+        replayed(made, target, monkeypatch)
+    assert f"Migration guilty (migrations/versions/guilty.py) cannot be replayed: it {what}" in str(caught.value)
+    assert not marker.exists()
+    assert listener.came == 0
+
+
+def test_an_env_that_calls_psql_is_ended_before_it_does(
+    tmp_path: Path, target: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Observing would let it do so, as Alembic itself does: in scratch alone it calls.
+    calls = """
+        import subprocess
+        if "scratch" in connection.exec_driver_sql("SELECT current_database()").scalar():
+            subprocess.run(["psql", "-c", "DROP TABLE kept"])
+        connection.rollback()
+    """
+    env = ENV.replace(
+        "        context.configure(connection", f"{calls.strip(' ')}\n        context.configure(connection"
+    )
+    made = project(tmp_path, env=env)
+    made.add("a1", "pass")
+    with unchanged(target), pytest.raises(NotReplayed, match=r"env.py, .* cannot be replayed: it starts a program"):
+        replayed(made, target, monkeypatch)
+
+
+ASTRAY = """
+import gc, os, psycopg
+from alembic_entrypoint.worker.connections import Policy
+(policy,) = (each for each in gc.get_objects() if type(each) is Policy)
+policy.target = {{**policy.target, "dbname": {name!r}}}
+psycopg.connect(os.environ["DATABASE_URL"], autocommit=True).execute("CREATE TABLE made ()")
+"""
+
+
+def test_a_connection_that_went_astray_is_ended_before_its_first_statement(
+    tmp_path: Path, target: Database, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever libpq's variables, a pooler or DNS lead it: what counts is the token that it sees there."""
+    made = project(tmp_path)
+    with fresh_database(server) as other:
+        made.add("a1", ASTRAY.format(name=other.name))
+        with (
+            unchanged(target),
+            pytest.raises(NotReplayed, match="it reaches a database that is not its scratch database"),
+        ):
+            replayed(made, target, monkeypatch)
+        assert other.query("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
