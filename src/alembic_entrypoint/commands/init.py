@@ -100,9 +100,7 @@ def _put(place: Path, text: str, mode: int) -> None:
 
 def _say_next(found: Found, files: Wanted, chosen: Sequence[str], write: Write) -> None:
     if found.by_hand:
-        write(
-            "\nThese run Alembic by themselves. Take that out: it is done before the app starts, under a lock."
-        )
+        write("\nThese run Alembic by themselves. Take that out: it is done before the app starts, under a lock.")
         for place in found.by_hand:
             write(f"  {place}")
     if files.notes:
