@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest -n $(shell nproc 2>/dev/null || echo 2)
 SOURCES := $(shell find src entrypoint -type f -not -name '*.pyc' 2>/dev/null) pyproject.toml README.md
 PURE := */decide.py,*/facts.py,*/settings.py,*/address.py,*/postgres/answers.py,*/schema/difference.py,*/schema/wording.py
 
-.PHONY: demo test test-unit test-all test-lowest faults lint types bench image clean
+.PHONY: demo test test-unit test-all test-extra test-containers test-faults test-lowest faults lint types bench image clean
 
 demo: $(VENV)/installed
 	$(BIN)/alembic-entrypoint demo
@@ -20,10 +20,17 @@ test-unit: $(VENV)/installed
 
 # What `test` leaves out: PgBouncer, PostgreSQL 13 and 15, network namespaces, containers, faults with a tenth of their
 # rounds (those without the fence or the lock, which must fail, are left to `make faults`). Needs root on Debian, an engine, npm.
-test-all: $(VENV)/installed
+test-all: test-extra test-containers test-faults
+
+test-extra: $(VENV)/installed
 	bash tests/install-extra.sh
 	$(PYTEST) -m "extra and not faults and not container" tests
+
+test-containers: $(VENV)/installed
 	$(BIN)/python -m pytest -m container tests/container
+
+test-faults: $(VENV)/installed
+	bash tests/install-extra.sh
 	FAULT_ROUNDS=0.1 $(BIN)/python -m pytest -m faults -k "not without_the_fence and not without_the_lock" tests
 
 faults: $(VENV)/installed

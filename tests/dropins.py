@@ -129,4 +129,5 @@ def assert_ours(text: str) -> None:
     for words in commands_in(text):
         assert_command(words)
     named = set(re.findall(rf"\b{PREFIX}[A-Z_]+", text))
-    assert named <= {row.variable for row in TABLE}
+    unknown = named - {row.variable for row in TABLE}
+    assert not unknown

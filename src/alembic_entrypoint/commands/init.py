@@ -54,14 +54,10 @@ def init(
 
 
 def _say_found(found: Found, chosen: Sequence[str], write: Write) -> None:
+    others = ", ".join(name for name in PLATFORMS if name not in chosen)
     write(f"Alembic configuration: {found.config}")
-    write(
-        f"The app's command:     {found.command}"
-        + (f"   ({found.command_from})" if found.command_from else "   (a guess)")
-    )
-    write(
-        f"Platforms:             {', '.join(chosen)}" + ("" if found.platforms else f"   (of {', '.join(PLATFORMS)})")
-    )
+    write(f"The app's command:     {found.command}   ({found.command_from or 'a guess: mend it'})")
+    write(f"Platforms:             {', '.join(chosen)}" + (f"   (there are {others}, too)" if others else ""))
 
 
 def _diff(path: str, old: str, new: str) -> str:
@@ -109,5 +105,5 @@ def _say_next(found: Found, files: Wanted, chosen: Sequence[str], write: Write) 
             write(f"  {note}")
     write("\nNext:")
     write("  alembic-entrypoint plan   # with DATABASE_URL set: what a start would do, and why; changes nothing")
-    for name in chosen:
-        write(f"  {PLATFORMS[name].next}")
+    for command in dict.fromkeys(PLATFORMS[name].next for name in chosen):
+        write(f"  {command}")
