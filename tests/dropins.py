@@ -34,6 +34,7 @@ def commands_in(text: str) -> list[list[str]]:
     """Find each command line of ours: the words after the program's name."""
     # Docker's option takes the program's name, and the image or service stands before our command.
     text = re.sub(r"--entrypoint alembic-entrypoint \S+", "alembic-entrypoint", text)
+    text = re.sub(r"(?:pip install|add) [^&;`\n]*", "", text)
     found = [re.sub(r"[\"',]", "", match[1]).split() for match in _COMMAND.finditer(text)]
     return [words for words in found if words]
 
