@@ -3,11 +3,25 @@
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from containers import BASE_IMAGE, HEAD, POSTGRES_IMAGE, ROOT, Container, call, compose_command, unique_name
+from containers import (
+    BASE_IMAGE,
+    HEAD,
+    POSTGRES_IMAGE,
+    ROOT,
+    Container,
+    Database,
+    Start,
+    call,
+    compose_command,
+    unique_name,
+)
 
 from commands import entrypoint
 from servers import wait_until
@@ -37,9 +51,6 @@ exec {docker} "$@"
 @pytest.fixture(scope="module")
 def base_image(engine, build):
     """A base image that has our wheel where pip looks, as PyPI will have it, and a place for the example to listen."""
-    import subprocess
-    import sys
-
     wheels = Path(os.environ.get("TMPDIR", "/tmp")) / unique_name()
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), str(ROOT)]
     subprocess.run(pip, check=True, timeout=300)
@@ -117,9 +128,9 @@ class Service:
         return path
 
 
-@pytest.fixture
-def service(tmp_path: Path, base_image: str) -> Iterator[Service]:
-    folder = tmp_path / "service"
+@contextmanager
+def new_service(folder: Path, base_image: str) -> Iterator[Service]:
+    """Yield the example after `init`; its containers, volumes and images go with the block."""
     shutil.copytree(ROOT / "entrypoint" / "example", folder, ignore=shutil.ignore_patterns("__pycache__"))
     assert entrypoint("init", "--yes", "github-actions", cwd=folder).code == 0
     made = Service(folder, base_image)
@@ -129,6 +140,19 @@ def service(tmp_path: Path, base_image: str) -> Iterator[Service]:
         made.compose("down", "--volumes", "--remove-orphans", "--timeout", "2", check=False)
         for image in made.images:
             call("docker", "image", "rm", "--force", image, check=False)
+
+
+@pytest.fixture
+def service(tmp_path: Path, base_image: str) -> Iterator[Service]:
+    with new_service(tmp_path / "service", base_image) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def service_image(tmp_path_factory: pytest.TempPathFactory, base_image: str) -> Iterator[str]:
+    """Build the image once for the tests that change nothing in it."""
+    with new_service(tmp_path_factory.mktemp("image") / "service", base_image) as made:
+        yield made.build()
 
 
 def test_a_good_deploy_replaces_and_a_failing_one_touches_nothing(service: Service) -> None:
@@ -159,3 +183,40 @@ def test_a_good_deploy_replaces_and_a_failing_one_touches_nothing(service: Servi
     # The app found nothing left to do: the migration was through before anything was replaced.
     assert "schema.upgraded" not in service.app().event_names()
     assert service.app().read("/proc/1/cmdline").split("\0") == ["python", "-m", "notes", ""]
+
+
+def test_of_two_services_of_one_image_one_migrates_and_the_other_waits(service: Service, service_image: str) -> None:
+    """The compose file as it is copied, with the example as the worker, too."""
+    text = (ROOT / "entrypoint" / "compose" / "compose.yaml").read_text()
+    worker = text.replace("command: [python, -m, app.worker]", "command: [python, -m, notes]")
+    assert worker != text
+    (service.folder / "compose.yaml").write_text(worker)
+    service.environment["IMAGE"] = service_image
+    service.compose("up", "--detach", "--no-build")
+    app, other = (Container(service.compose("ps", "--quiet", name).strip()) for name in ("app", "worker"))
+    wait_until(lambda: app.named("app.launching") and other.named("app.launching"), timeout=60)
+    assert app.event_names().count("schema.upgraded") == 1
+    assert not {"lock.acquired", "lock.waiting", "migration.started", "schema.upgraded"} & {*other.event_names()}
+
+
+def test_the_job_and_the_init_container_need_no_more_than_they_are_given(
+    service_image: str, start: Start, notes_database: Database
+) -> None:
+    """Their commands, with the rights that the manifests leave: nobody, no capability, no file that can be written."""
+    rights = ("--user=10001", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only")
+    options = (*notes_database.access, *rights, "--entrypoint=alembic-entrypoint")
+
+    early = start("await", "--await-timeout=1", "head", options=options, image=service_image)
+    assert early.exit_code() == 75
+    assert not notes_database.has_table("notes")
+    assert start("migrate", options=options, image=service_image).exit_code() == 0
+    assert notes_database.recorded() == HEAD
+    assert start("await", "head", options=options, image=service_image).exit_code() == 0
+
+
+def test_a_platform_that_keeps_the_entrypoint_may_run_the_release_command_behind_it(
+    service_image: str, start: Start, notes_database: Database
+) -> None:
+    released = start("alembic-entrypoint", "migrate", options=notes_database.access, image=service_image)
+    assert released.exit_code() == 0
+    assert notes_database.recorded() == HEAD

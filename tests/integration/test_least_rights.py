@@ -83,6 +83,14 @@ def test_the_migrator_migrates_and_the_app_works_and_changes_no_schema(roles: Ro
 
 
 @pytest.mark.extra
+def test_the_app_waits_for_head_and_reads_the_history_with_its_own_role(roles: Roles) -> None:
+    assert roles.start("app", "await", "--await-timeout", "1", "head").code == 75
+    assert roles.start("migrator", "migrate").code == 0
+    assert roles.start("app", "await", "head").code == 0
+    assert HEAD in roles.start("app", "history", "--json").stdout
+
+
+@pytest.mark.extra
 def test_the_app_that_would_have_to_migrate_is_refused_and_nothing_is_changed(roles: Roles) -> None:
     refused = roles.start("app", "run", "--", "echo", "the app")
     assert refused.code == 1, refused.message
