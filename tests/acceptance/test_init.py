@@ -6,13 +6,16 @@ import os
 import pty
 import shutil
 import subprocess
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from alembic_entrypoint.dropin.files import PLATFORMS
+from alembic_entrypoint.postgres.embedded import free_port
 from commands import COMMAND, Result, entrypoint, environment
 from dropins import assert_good
+from servers import Database, wait_until
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "entrypoint" / "example"
 FASTAPI = 'from fastapi import FastAPI\n\napp = FastAPI(title="shop")\n'
@@ -116,6 +119,42 @@ def test_on_a_terminal_each_change_is_asked_for(service: Path) -> None:
     assert "ENTRYPOINT" in (service / "Dockerfile").read_text()
 
 
+def test_the_other_lines_of_a_file_stay_as_they_are_to_the_byte(service: Path) -> None:
+    (service / "Dockerfile").write_bytes(b"FROM python:3.13\r\nRUN x \\\r\n  CMD y\r\nCMD x\r\n")
+    assert init(service, "docker", "--yes").code == 0
+    assert (service / "Dockerfile").read_bytes() == (
+        b'FROM python:3.13\r\nRUN x \\\r\n  CMD y\r\nENTRYPOINT ["alembic-entrypoint", "run", "--"]\nCMD x\r\n'
+    )
+
+
+@pytest.mark.extra
+def test_what_it_writes_for_heroku_runs(service: Path, database: Database) -> None:
+    """Both lines, in a shell, with the URL as the add-on spells it."""
+    assert init(service, "heroku", "--yes").code == 0
+    lines = dict(line.split(": ", 1) for line in (service / "Procfile").read_text().splitlines())
+    port = str(free_port())
+    path = f"{Path(COMMAND).parent}:{os.environ['PATH']}"
+    env = environment(
+        {"DATABASE_URL": database.url.replace("postgresql://", "postgres://"), "PORT": port, "PATH": path}
+    )
+    subprocess.run(["sh", "-c", lines["release"]], cwd=service, env=env, check=True, capture_output=True)
+    assert database.query("TABLE alembic_version") == [("c46b1d9e20f8",)]
+    with subprocess.Popen(["sh", "-c", f"exec {lines['web']}"], cwd=service, env=env, stderr=subprocess.PIPE) as web:
+        try:
+            wait_until(lambda: answers(port), timeout=60, what="the app serves")
+        finally:
+            web.terminate()
+
+
+def answers(port: str) -> bool:
+    """Tell whether the example serves."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
 def test_it_finds_what_a_project_is_deployed_with(service: Path) -> None:
     (service / "shop").mkdir()
     (service / "shop" / "main.py").write_text(FASTAPI)
@@ -144,17 +183,25 @@ def test_it_names_what_runs_alembic_by_itself(service: Path) -> None:
         "release: alembic upgrade head\nweb: alembic upgrade head && gunicorn notes:app\n"
     )
     (service / ".github" / "workflows").mkdir(parents=True)
-    deploy = "jobs:\n  deploy:\n    run: docker compose exec -T api alembic upgrade head\n"
+    deploy = (
+        "jobs:\n  deploy:\n    run: |\n      docker compose down\n      docker volume prune -f\n      sleep 10\n"
+        "      docker compose exec -T api alembic upgrade head || { docker compose down -v; }\n"
+        "      psql -c 'DROP TABLE IF EXISTS alembic_version CASCADE;'\n"
+    )
     (service / ".github" / "workflows" / "deploy.yml").write_text(deploy)
     result = init(service, "--yes", "heroku", "github-actions")
     assert result.code == 0
     for place in (
         "scripts/start.sh:3: alembic upgrade head",
         "scripts/start.sh:4: alembic stamp head",
-        ".github/workflows/deploy.yml:3: alembic upgrade head",
+        ".github/workflows/deploy.yml:5: docker volume prune -f",
+        ".github/workflows/deploy.yml:7: alembic upgrade head",
+        ".github/workflows/deploy.yml:7: compose down -v",
+        ".github/workflows/deploy.yml:8: DROP TABLE IF EXISTS alembic_version",
     ):
         assert f"  {place}\n" in result.stdout
     assert "start.sh:2" not in result.stdout
+    assert "deploy.yml:4" not in result.stdout
     assert (service / "scripts" / "start.sh").read_text() == script
     assert (service / ".github" / "workflows" / "deploy.yml").read_text() == deploy
     assert "deploy.yml is there already and stays as it is." in result.stdout

@@ -85,7 +85,7 @@ def _write(folder: Path, files: dict[str, str], write: Write) -> None:
 def _put(place: Path, text: str, mode: int) -> None:
     handle, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
             file.write(text)
             os.fchmod(file.fileno(), mode)
         os.replace(name, place)
@@ -96,7 +96,10 @@ def _put(place: Path, text: str, mode: int) -> None:
 
 def _say_next(found: Found, files: Wanted, chosen: Sequence[str], write: Write) -> None:
     if found.by_hand:
-        write("\nThese run Alembic by themselves. Take that out: it is done before the app starts, under a lock.")
+        write(
+            "\nThese run Alembic by themselves, or delete what it needs. Take them out: before the app starts,\n"
+            "its database is brought to the revision that it needs, under a lock, or it is said why not."
+        )
         for place in found.by_hand:
             write(f"  {place}")
     if files.notes:

@@ -27,7 +27,13 @@ _SERVERS = {
 _APP = re.compile(
     r"^(?P<name>\w+)\s*(?::[^=\n]+)?=\s*(?:\w+\.)?(?P<framework>" + "|".join(_SERVERS) + r")\(", re.MULTILINE
 )
-_BY_HAND = re.compile(r"\balembic\s+(?:-\S+\s+\S+\s+)*(?:upgrade|stamp|downgrade)\b[^\"'&|;\n]*")
+_BY_HAND = re.compile(
+    r"""\balembic\s+(?:-\S+\s+\S+\s+)*(?:upgrade|stamp|downgrade)\b[^"'&|;\n]*
+    | (?:DROP\ TABLE(?:\ IF\ EXISTS)?|DELETE\ FROM|INSERT\ INTO|UPDATE)\ (?:public\.)?alembic_version\b
+    | \bdocker\ (?:system|volume)\ prune\b[^"'&|;\n]*
+    | \bcompose\ down\ (?:.*\ )?(?:-v|--volumes)\b""",
+    re.VERBOSE | re.IGNORECASE,
+)
 _NOT_LOOKED_INTO = {"node_modules", "tests", "test", "docs", "build", "dist", "site-packages", "venv"}
 
 
@@ -45,7 +51,7 @@ class Found:
     port: str
     #: the platforms whose files are there
     platforms: tuple[str, ...]
-    #: places that run Alembic by themselves: `path:line: command`
+    #: places that run Alembic by themselves, or delete what it needs: `path:line: command`
     by_hand: tuple[str, ...]
 
     def has(self, path: str) -> bool:
@@ -57,9 +63,10 @@ class Found:
 
 
 def read(path: Path) -> str | None:
-    """Give a file's text, or None where there is none."""
+    """Give a file's text with its ends of lines as they are, or None where there is no file."""
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8", newline="") as file:
+            return file.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -170,13 +177,14 @@ def _platforms(folder: Path) -> tuple[str, ...]:
 
 
 def _run_by_hand(folder: Path) -> Iterator[str]:
-    """Name the places that run Alembic themselves, which is not needed any more and may do harm."""
+    """Name the places that run Alembic themselves, or delete what it needs: not needed any more, and harmful."""
     names = ("Procfile", "Dockerfile", "railway.json", "railway.toml", "fly.toml", "render.yaml", *COMPOSE_FILES)
     for path in _files(folder, depth=4):
         if path.suffix in (".sh", ".yml", ".yaml") or path.name in names:
             for number, line in enumerate(read_or_nothing(path).splitlines(), 1):
-                if not line.lstrip().startswith("#") and (match := _BY_HAND.search(line)):
-                    yield f"{path.relative_to(folder)}:{number}: {match[0].strip()}"
+                if not line.lstrip().startswith("#"):
+                    for match in _BY_HAND.finditer(line):
+                        yield f"{path.relative_to(folder)}:{number}: {match[0].strip()}"
 
 
 def read_or_nothing(path: Path) -> str:
