@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import pty
+import resource
 import shutil
 import subprocess
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -139,7 +141,7 @@ def test_what_it_writes_for_heroku_runs(service: Path, database: Database) -> No
     )
     subprocess.run(["sh", "-c", lines["release"]], cwd=service, env=env, check=True, capture_output=True)
     assert database.query("TABLE alembic_version") == [("c46b1d9e20f8",)]
-    with subprocess.Popen(["sh", "-c", f"exec {lines['web']}"], cwd=service, env=env, stderr=subprocess.PIPE) as web:
+    with subprocess.Popen(["sh", "-c", f"exec {lines['web']}"], cwd=service, env=env, stderr=subprocess.DEVNULL) as web:
         try:
             wait_until(lambda: answers(port), timeout=60, what="the app serves")
         finally:
@@ -228,11 +230,22 @@ def test_the_help_names_the_platforms(service: Path) -> None:
     assert ", ".join([*PLATFORMS][:-1]) + f" or {[*PLATFORMS][-1]}" in text
 
 
+def test_a_disk_without_room_leaves_every_file_as_it_was(service: Path) -> None:
+    before = texts(service)
+    command = [COMMAND, "init", "--yes", "docker"]
+    no_room = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (0, 0))
+    done = subprocess.run(
+        command, cwd=service, env=environment(), capture_output=True, text=True, check=False, preexec_fn=no_room
+    )
+    assert done.returncode == 78
+    assert "Dockerfile cannot be written: File too large. It is as before" in done.stderr
+    assert texts(service) == before
+
+
 def test_a_file_that_cannot_be_written_is_as_before(service: Path) -> None:
-    """A folder stands where a file should: what was written until there is said, and nothing is half written."""
+    """A file stands where a folder should: what was written until there is said."""
     (service / "kubernetes").write_text("a file\n")
     result = init(service, "--yes", "kubernetes")
     assert result.code == 78
     assert "kubernetes/migrate-job.yaml cannot be written" in result.stderr
     assert "written: Dockerfile" in result.stdout
-    assert not [path for path in service.rglob("*") if path.name.startswith((".Dockerfile.", ".migrate"))]
