@@ -5,6 +5,11 @@ set -eu
 : "${IMAGE:?is the image to put into service}"
 export IMAGE
 
+# Else the migration would be another image's.
+docker compose config | grep -qF "image: $IMAGE" || {
+    echo "No service of compose.yaml has image: \${IMAGE}. Nothing was changed." >&2
+    exit 78
+}
 docker image inspect "$IMAGE" >/dev/null 2>&1 || docker pull "$IMAGE"
 
 # Waits for the database by itself. When it fails, this script ends here, and the old containers go on.

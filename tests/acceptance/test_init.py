@@ -212,6 +212,14 @@ def test_it_names_what_runs_alembic_by_itself(service: Path) -> None:
     )
 
 
+def test_a_compose_file_that_the_deploy_cannot_steer_is_told_of(service: Path) -> None:
+    (service / "docker-compose.yml").write_text("services:\n  api:\n    build: .\n")
+    result = init(service, "--yes", "github-actions")
+    assert "In docker-compose.yml, give the service that migrates `image: ${IMAGE:-app}`" in result.stdout
+    assert "docker-compose.yml deploy.sh" in (service / ".github/workflows/deploy.yml").read_text()
+    assert not (service / "compose.yaml").exists()
+
+
 def test_outside_of_a_project_it_says_where_to_go(tmp_path: Path, service: Path) -> None:
     result = init(tmp_path)
     assert result.code == 78

@@ -180,6 +180,12 @@ def test_a_good_deploy_replaces_and_a_failing_one_touches_nothing(service: Servi
     assert service.image() == mended
     assert wait_until(lambda: service.app().health(), timeout=60) == {"revision": NEXT, "notes": 0}
     assert (service.folder / ".env").read_text() == f"POSTGRES_PASSWORD=app\nIMAGE={mended}\n"
+
+    # A compose file that does not use IMAGE would migrate with another image.
+    compose = service.folder / "compose.yaml"
+    compose.write_text(compose.read_text().replace("image: ${IMAGE:-app}", f"image: {mended}"))
+    service.deploy(first, code=78)
+    assert service.image() == mended
     # The app found nothing left to do: the migration was through before anything was replaced.
     assert "schema.upgraded" not in service.app().event_names()
     assert service.app().read("/proc/1/cmdline").split("\0") == ["python", "-m", "notes", ""]

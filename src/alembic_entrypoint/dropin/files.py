@@ -254,6 +254,17 @@ def _whole(*pairs: tuple[str, str]) -> Callable[[Found, Callable[[str], str]], W
     return files
 
 
+def _github_actions(found: Found, template: Callable[[str], str]) -> Wanted:
+    made = _whole((".github/workflows/deploy.yml",) * 2, ("deploy.sh",) * 2)(found, template)
+    there = _compose_file(found)
+    if there is None or "${IMAGE" in (found.read(there) or ""):
+        return made
+    note = (
+        f"In {there}, give the service that migrates `image: ${{IMAGE:-app}}`; if it is not app, name it in deploy.sh."
+    )
+    return Wanted(made.files, (*made.notes, note))
+
+
 PLATFORMS = {
     "docker": Platform(_docker, "docker build --tag app ."),
     "compose": Platform(_compose, "docker compose up --build"),
@@ -265,10 +276,7 @@ PLATFORMS = {
         _whole(("kubernetes/migrate-job.yaml", "migrate-job.yaml"), ("kubernetes/deployment.yaml", "deployment.yaml")),
         "kubectl create --filename kubernetes/migrate-job.yaml && kubectl apply --filename kubernetes/deployment.yaml",
     ),
-    "github-actions": Platform(
-        _whole((".github/workflows/deploy.yml", ".github/workflows/deploy.yml"), ("deploy.sh", "deploy.sh")),
-        "git push",
-    ),
+    "github-actions": Platform(_github_actions, "git push"),
 }
 
 
