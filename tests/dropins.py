@@ -131,4 +131,4 @@ def assert_ours(text: str) -> None:
         assert_command(words)
     named = set(re.findall(rf"\b{PREFIX}[A-Z_]+", text))
     unknown = named - {row.variable for row in TABLE}
-    assert not unknown
+    assert not unknown, f"there is no setting {sorted(unknown)}"
