@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from alembic_entrypoint.decide import Action, Decision, State
 from alembic_entrypoint.facts import Facts
@@ -21,11 +22,19 @@ class Keeper:
         self._lock = lock
         self._settings = settings
         self._image = image
+        #: what was decided last, and of which facts
+        self.last: tuple[Facts, Decision] | None = None
+        #: it was proved that nothing which any revision makes is there
+        self.is_base = False
 
     def decide(self, facts: Facts) -> tuple[Facts, Decision]:
         """Add what the ledger knows, and decide."""
         facts = remembered(self._lock.connection, facts, self._settings)
-        return facts, decided(facts, self._settings)
+        decision = decided(facts, self._settings)
+        if self.is_base and decision.state is State.UNTRACKED:
+            decision = dataclasses.replace(decision, action=Action.UPGRADE)
+        self.last = facts, decision
+        return self.last
 
     def begin(self, facts: Facts, decision: Decision, action: str | None = None) -> Book | None:
         """Write what is about to begin, and the graph, so that a restarting replica can tell newer from lost.
@@ -34,7 +43,7 @@ class Keeper:
         """
         book = self._book(facts)
         if book is not None:
-            if decision.state is State.FRESH:
+            if decision.action is Action.UPGRADE and not facts.recorded:
                 book.forget_debts()
             book.begin(facts, decision.state.value, action or decision.action.value)
         return book
@@ -46,8 +55,39 @@ class Keeper:
             return
         if decision.action is Action.START:
             self.applied(book, facts, facts.recorded)
-        else:
+        elif decision.action is Action.REFUSE or self._settings.recover == "off":
             book.refused(facts, decision.state.value, decision.because)
+
+    def recorded(self, book: Book | None, facts: Facts, revisions: Sequence[str]) -> None:
+        """Keep what was recorded without a migration."""
+        if book is not None:
+            book.end("ok", revisions)
+            self.applied(book, facts, revisions)
+
+    def clear_debt(self, facts: Facts, decision: Decision) -> None:
+        """Keep that what is recorded has been proved."""
+        book = self.begin(facts, decision)
+        if book is not None:
+            book.clear_debt()
+            book.end("ok", facts.recorded)
+
+    def known_replays(self, facts: Facts) -> Mapping[str, Any] | None:
+        """Give what replays of these very migrations have shown here before."""
+        book = self._book(facts)
+        if book is None or self._image is None:
+            return None
+        known: Mapping[str, Any] | None = book.replays(self._image.word, self._major)
+        return known
+
+    def keep_replays(self, facts: Facts, given: Mapping[str, Any]) -> None:
+        """Keep what replays have shown, so that replicas which are started again and again do not replay again."""
+        book = self._book(facts)
+        if book is not None and self._image is not None and given:
+            book.keep_replays(self._image.word, self._major, given)
+
+    @property
+    def _major(self) -> int:
+        return self._lock.connection.info.server_version // 10000
 
     def applied(self, book: Book, facts: Facts, recorded: Sequence[str]) -> None:
         """Keep what is recorded now, and what the next start of this image may compare itself with."""

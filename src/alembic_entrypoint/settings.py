@@ -126,6 +126,11 @@ class Settings:
     statement_timeout: float = setting(
         0.0, "seconds that a migration's statement may take; 0 is off", SECONDS, shown="0"
     )
+    recover: str = setting(
+        "prove",
+        "what is done where only a proof can tell: `prove`, or `off` (refuse)",
+        _one_of("prove", "off"),
+    )
     ahead: str = setting(
         "refuse",
         "what an image does that is older than the database: `refuse`, or `run` the app with a warning",

@@ -153,10 +153,26 @@ class _Settling:
                     raise refusal(decision, self.settings.help_url, facts)
                 return decision.state.value
         decision = settle_locked(lock, self.settings, self.target, keeper, self.idle)
+        if decision.action is Action.PROVE and self.settings.recover == "prove":
+            decision = self._recover(lock, keeper)
         self.steps.end("upgrade")
         if decision.action is not Action.START:
             raise refusal(decision, self.settings.help_url, facts)
         return decision.state.value
+
+    def _recover(self, lock: Lock, keeper: Keeper) -> Decision:
+        """Prove and record; then settle again, so that a database proved at an old revision is upgraded."""
+        from alembic_entrypoint.recover import recover
+
+        assert keeper.last is not None
+        facts, decision = keeper.last
+        recover(lock, self.settings, self.target, keeper, facts, decision)
+        self.steps.end("prove")
+        after = settle_locked(lock, self.settings, self.target, keeper)
+        if after.action is Action.PROVE:
+            # Once was enough: what a proof left in such a state, no other will mend.
+            return dataclasses.replace(after, action=Action.REFUSE)
+        return after
 
     def _remember(self, facts: Facts, decision: Decision) -> None:
         """Keep what this start saw where the ledger does not have it yet, if the lock is free; if not, another does."""

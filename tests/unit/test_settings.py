@@ -38,6 +38,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "ddl_lock_timeout": 5,
         "ddl_retries": 10,
         "statement_timeout": 0,
+        "recover": "prove",
         "ahead": "refuse",
         "backup": None,
         "backup_keep": None,

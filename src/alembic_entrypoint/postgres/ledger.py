@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import sql
 from psycopg.pq import ConnStatus
+from psycopg.types.json import Jsonb
 
 from alembic_entrypoint import __version__
 from alembic_entrypoint.facts import Facts, Graph, Ledger, VersionTable
@@ -27,7 +28,7 @@ Connection = psycopg.Connection[Any]
 #: What it is worth to wait for another's lock on the ledger: it is in nobody's way, and nobody's is in ours.
 _PATIENCE = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '5s'"
 #: As many images as can be told at once to have nothing to do, and settlings as many as anybody reads.
-_STARTS, _SETTLINGS = 20, 1000
+_STARTS, _SETTLINGS, _REPLAYS = 20, 1000, 5
 
 #: How the ledger came to be what it is: each step is run once, in its order; a layout's version is their number.
 LAYOUT: tuple[str, ...] = (
@@ -107,7 +108,7 @@ LAYOUT: tuple[str, ...] = (
 assert len(LAYOUT) == LAYOUT_VERSION
 
 
-class _Passed(Exception):
+class Unwritable(Exception):
     """The ledger is of no use here; the message says why."""
 
 
@@ -219,11 +220,69 @@ class Book:
         self._write(lambda: self._applied(facts, recorded, starting))
 
     def set_aside(self, revisions: Sequence[str]) -> None:
-        """Remember revisions that were recorded and are given up as lost. In the caller's transaction; may raise."""
-        _open(self._connection)
-        self._connection.execute(
-            "INSERT INTO alembic_entrypoint.set_aside SELECT %s, unnest(%s::text[]), %s ON CONFLICT DO NOTHING",
-            [str(self._table), list(revisions), self._settling or 0],
+        """Remember revisions that were recorded and are given up as lost, in the caller's transaction.
+
+        Raises Unwritable.
+        """
+        if not revisions:
+            return
+        try:
+            _open(self._connection)
+            self._connection.execute(
+                "INSERT INTO alembic_entrypoint.set_aside SELECT %s, unnest(%s::text[]), %s ON CONFLICT DO NOTHING",
+                [str(self._table), list(revisions), self._settling or 0],
+            )
+        except psycopg.Error as error:
+            raise Unwritable(_reason(error)) from None
+
+    def unset_aside(self, revisions: Sequence[str]) -> None:
+        """Forget that these were given up, since a person says that they are recorded."""
+        self._write(
+            lambda: self._connection.execute(
+                "DELETE FROM alembic_entrypoint.set_aside WHERE version_table = %s AND revision = ANY(%s)",
+                [str(self._table), list(revisions)],
+            )
+        )
+
+    def replays(self, word: str, major: int) -> Any:
+        """Give what replays of these migrations have shown here; None where none is kept."""
+
+        def read() -> Any:
+            if not _is_ours(self._connection):
+                return None
+            row = self._connection.execute(
+                "SELECT given FROM alembic_entrypoint.replay WHERE fingerprint = %s AND major = %s", [word, major]
+            ).fetchone()
+            return row[0] if row else None
+
+        return passing_by(self._connection, read, None)
+
+    def keep_replays(self, word: str, major: int, given: Mapping[str, Any]) -> None:
+        """Keep what replays have shown, for the replicas that come after; only the last few images'."""
+
+        def write() -> None:
+            self._connection.execute(
+                "INSERT INTO alembic_entrypoint.replay (fingerprint, major, given) VALUES (%s, %s, %s) "
+                "ON CONFLICT (fingerprint, major) DO UPDATE SET given = excluded.given, "
+                "seen = pg_catalog.clock_timestamp()",
+                [word, major, Jsonb(given)],
+            )
+            self._connection.execute(
+                "DELETE FROM alembic_entrypoint.replay WHERE ctid = ANY(ARRAY(SELECT ctid FROM "
+                "alembic_entrypoint.replay ORDER BY seen DESC OFFSET %s))",
+                [_REPLAYS],
+            )
+
+        self._write(write)
+
+    def clear_debt(self) -> None:
+        """Note that the proof which was owed has been given."""
+        self._write(
+            lambda: self._connection.execute(
+                "UPDATE alembic_entrypoint.settling SET owes_proof = false "
+                f"WHERE database = {IDENTITY} AND version_table = %s AND owes_proof",
+                [str(self._table)],
+            )
         )
 
     def forget_debts(self) -> None:
@@ -233,6 +292,7 @@ class Book:
                 "DELETE FROM alembic_entrypoint.set_aside WHERE version_table = %s", [str(self._table)]
             )
         )
+        self.clear_debt()
 
     def _write(self, write: Callable[[], object]) -> None:
         def writing() -> None:
@@ -358,7 +418,7 @@ def passing_by(connection: Connection, work: Callable[[], T], otherwise: T) -> T
         with connection.transaction():
             connection.execute(_PATIENCE)
             return work()
-    except _Passed as reason:
+    except Unwritable as reason:
         _say(str(reason), "info")
     except psycopg.Error as error:
         if connection.pgconn.status != ConnStatus.OK:
@@ -392,14 +452,14 @@ def _is_ours(connection: Connection) -> bool:
         return False
     row = connection.execute("SELECT version FROM alembic_entrypoint.layout").fetchone()
     if row is not None and row[0] > LAYOUT_VERSION:
-        raise _Passed(
+        raise Unwritable(
             f"a newer version of this program keeps a ledger of layout {row[0]} here; this one knows {LAYOUT_VERSION}"
         )
     return row is not None and row[0] == LAYOUT_VERSION
 
 
 def _open(connection: Connection) -> None:
-    """Make the ledger, or bring an older layout to this one. Raises psycopg.Error, _Passed."""
+    """Make the ledger, or bring an older layout to this one. Raises psycopg.Error, Unwritable."""
     if _is_ours(connection):
         return
     found = connection.execute("SELECT pg_catalog.to_regclass('alembic_entrypoint.layout') IS NOT NULL").fetchone()
@@ -446,7 +506,7 @@ def _read(connection: Connection, facts: Facts) -> Ledger:
         "SELECT revision FROM alembic_entrypoint.set_aside WHERE version_table = %s", [str(table)]
     )
     owing = connection.execute(
-        f"SELECT owes_proof FROM alembic_entrypoint.settling {here} ORDER BY id DESC LIMIT 1", [str(table)]
+        f"SELECT EXISTS (SELECT FROM alembic_entrypoint.settling {here} AND owes_proof)", [str(table)]
     ).fetchone()
     rows = version_rows(connection, table.resolved_schema, table.name) if facts.recorded else {}
     return Ledger(

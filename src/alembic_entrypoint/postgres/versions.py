@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import sql
+
+if TYPE_CHECKING:
+    from alembic_entrypoint.facts import VersionTable
 
 Connection = psycopg.Connection[Any]
 
@@ -28,3 +31,41 @@ def version_rows(connection: Connection, schema: str, name: str) -> dict[str, st
 def stamped(rows: Mapping[str, str]) -> list[str]:
     """Give the rows as words that can be compared."""
     return [f"{revision} {xmin}" for revision, xmin in sorted(rows.items())]
+
+
+class Changed(Exception):
+    """Something else is recorded than was expected; the message says what."""
+
+
+def swap(connection: Connection, table: VersionTable, expected: Sequence[str], revisions: Sequence[str]) -> None:
+    """Record revisions in the place of exactly those that are expected there; make the table where it is missing.
+
+    In the caller's transaction. Raises Changed, psycopg.Error.
+    """
+    name = sql.Identifier(table.resolved_schema, table.name)
+    connection.execute("SET LOCAL lock_timeout = '5s'")
+    if not table.exists:
+        # As Alembic makes it: `MigrationContext._version_table_impl`.
+        width = sql.SQL("varchar({})").format(table.width) if table.width else sql.SQL("text")
+        key = sql.Identifier(f"{table.name}_pkc")
+        create = "CREATE TABLE IF NOT EXISTS {} (version_num {} NOT NULL, CONSTRAINT {} PRIMARY KEY (version_num))"
+        connection.execute(sql.SQL(create).format(name, width, key))
+    connection.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(name))
+    rows = connection.execute(sql.SQL("SELECT version_num FROM {}").format(name)).fetchall()
+    if sorted(row[0] for row in rows) != sorted(expected):
+        raise Changed(", ".join(sorted(row[0] for row in rows)) or "nothing")
+    connection.execute(sql.SQL("DELETE FROM {}").format(name))
+    for revision in revisions:
+        connection.execute(sql.SQL("INSERT INTO {} (version_num) VALUES (%s)").format(name), [revision])
+
+
+def undo_of(table: VersionTable, before: Sequence[str], after: Sequence[str]) -> str:
+    """Write the SQL that brings back what was recorded before."""
+    name = sql.Identifier(table.resolved_schema, table.name).as_string(None)
+    statements = [f"DELETE FROM {name} WHERE version_num = '{_quoted(each)}'" for each in after]
+    statements += [f"INSERT INTO {name} VALUES ('{_quoted(each)}')" for each in before]
+    return f"BEGIN; {'; '.join(statements)}; COMMIT;"
+
+
+def _quoted(text: str) -> str:
+    return text.replace("'", "''")

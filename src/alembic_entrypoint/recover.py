@@ -1,0 +1,150 @@
+"""Recover what can be proved: compare the live schema with the image's revisions, and record the one that it is.
+
+Under the lock. Drops nothing, runs no DDL but the creation of a missing version table, and touches its rows only by
+compare-and-swap on what was recorded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import psycopg
+
+from alembic_entrypoint.comparison import Outcome
+from alembic_entrypoint.decide import Action, Decision, State
+from alembic_entrypoint.errors import Denied, Refused
+from alembic_entrypoint.facts import Facts, Graph
+from alembic_entrypoint.keeper import Keeper
+from alembic_entrypoint.lock import Lock
+from alembic_entrypoint.logs import log
+from alembic_entrypoint.observe import logged
+from alembic_entrypoint.postgres.ledger import Unwritable
+from alembic_entrypoint.postgres.versions import Changed, swap, undo_of
+from alembic_entrypoint.proof import Proof, ignored, prove, read_live
+from alembic_entrypoint.settings import Settings
+from alembic_entrypoint.target import Target
+
+
+def recover(lock: Lock, settings: Settings, target: Target, keeper: Keeper, facts: Facts, decision: Decision) -> None:
+    """Prove, and record what was proved; return where the database can be settled again.
+
+    Raises Refused where nothing, or too much, was proved, and whatever `prove` raises.
+    """
+    needs_ledger = decision.state is State.LOST
+    if needs_ledger and settings.ledger == "off":
+        raise _refused(
+            facts,
+            decision,
+            settings,
+            "A revision that is given up as lost must be remembered, so that no later image runs it again, and "
+            "ALEMBIC_ENTRYPOINT_LEDGER is off.",
+        )
+    log("schema.observed", state=decision.state.value, **logged(facts))
+    only = asked_about(facts, decision)
+    proof = prove(
+        lock.connection,
+        settings,
+        target,
+        facts,
+        only=only,
+        known=keeper.known_replays(facts),
+        tick=lock.check_alive,
+    )
+    keeper.keep_replays(facts, proof.document)
+    if proof.outcome is Outcome.BASE:
+        keeper.is_base = True
+    elif proof.outcome is not Outcome.ONE:
+        raise _refused(facts, decision, settings, proof.message, keeper)
+    elif decision.state is State.UNPROVED:
+        keeper.clear_debt(facts, decision)
+    else:
+        record(lock, settings, keeper, facts, decision, proof.candidates[0], proof)
+
+
+def asked_about(facts: Facts, decision: Decision) -> tuple[str, ...] | None:
+    """Give the one set of revisions that is asked about; None where all are compared."""
+    if decision.state is State.UNPROVED:
+        return facts.recorded
+    if decision.state is State.REPLACED:
+        return replacement(facts.graph, facts.recorded)
+    return None
+
+
+def replacement(graph: Graph, recorded: tuple[str, ...]) -> tuple[str, ...]:
+    """Put each squash in the place of what it replaces."""
+    by = graph.replaced_by
+    return tuple(sorted({each if each in graph.known else by[each].revision for each in recorded}))
+
+
+def record(
+    lock: Lock,
+    settings: Settings,
+    keeper: Keeper,
+    facts: Facts,
+    decision: Decision,
+    revisions: tuple[str, ...],
+    proof: Proof | None,
+    action: str = "STAMP",
+) -> None:
+    """Record revisions in the place of what is recorded, if both that and the proved schema are still as they were.
+
+    What is unknown to this image is set aside in the same transaction. Raises Refused, Denied.
+    """
+    table, connection = facts.version_table, lock.connection
+    book = keeper.begin(facts, decision, action)
+    if proof is not None and read_live(connection, ignored(settings, facts)).snapshot.digest != proof.digest:
+        raise _changed(facts, "the schema")
+    try:
+        with connection.transaction():
+            swap(connection, table, facts.recorded, revisions)
+            if book is not None:
+                book.set_aside(facts.unknown if decision.state is not State.REPLACED else ())
+    except Changed as error:
+        raise _changed(facts, f"{table}, which now records {error},") from None
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise Denied(
+            f"What was proved could not be recorded: {error.diag.message_primary}. Nothing was changed.\n"
+            f"Grant INSERT and DELETE on {table} (and CREATE on its schema, where it is missing)."
+        ) from None
+    except Unwritable as error:
+        if decision.state is State.LOST:
+            raise _refused(
+                facts,
+                decision,
+                settings,
+                "A revision that is given up as lost must be remembered, so that no later image runs it again, and "
+                f"the ledger could not be written: {error}.",
+            ) from None
+        raise
+    keeper.recorded(book, facts, revisions)
+    log(
+        "schema.stamped",
+        before=list(facts.recorded),
+        after=list(revisions),
+        version_table=str(table),
+        undo=undo_of(table, facts.recorded, revisions),
+    )
+
+
+def _changed(facts: Facts, what: str) -> Refused:
+    return Refused(
+        f"Somebody changed {what} while it was being proved, so nothing was recorded by this run.\n"
+        "Find out who else changes this database, and start again: alembic-entrypoint plan --prove",
+        event="schema.refused",
+        **logged(facts),
+    )
+
+
+def _refused(facts: Facts, decision: Decision, settings: Settings, why: str, keeper: Keeper | None = None) -> Refused:
+    """Refuse with the state's explanation and what the proof has shown."""
+    if keeper is not None:
+        keeper.seen(facts, dataclasses.replace(decision, action=Action.REFUSE))
+    more = f"\nMore: {settings.help_url}" if settings.help_url else ""
+    keys: dict[str, Any] = dict(logged(facts))
+    return Refused(
+        f"{decision.state.value}: {decision.because}\n{why}\n{decision.danger}\n{decision.remedy}{more}",
+        event="schema.refused",
+        state=decision.state.value,
+        **keys,
+    )
