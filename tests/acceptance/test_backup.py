@@ -22,7 +22,7 @@ from alembic_entrypoint.schema import snapshot
 from alembic_entrypoint.schema.difference import difference
 from commands import Result, Running, entrypoint, started
 from projects import Project, project
-from servers import EXTRA_MAJORS, Database, Server, fresh_database, own_server, wait_until
+from servers import EXTRA_MAJORS, Database, Server, fresh_database, own_server, pgbouncer, wait_until
 
 #: Two seconds are promised; the machine may be busy with others.
 LIMIT = 4.0
@@ -412,3 +412,11 @@ def test_it_logs_in_through_a_socket(tree: Project, folder: Path, database: Data
     assert result.code == 0, result.stderr
     [written] = result.named("backup.written")
     assert f"-h {server.sockets}" in written["restore"]
+
+
+@pytest.mark.extra
+def test_it_logs_in_through_a_session_pooler(tree: Project, folder: Path, database: Database, server: Server) -> None:
+    with pgbouncer(server, "session") as pooler:
+        result = migrate(tree, database, folder, DATABASE_URL=pooler.url_for(database.name))
+    assert result.code == 0, result.stderr
+    assert len(list(folder.iterdir())) == 1
