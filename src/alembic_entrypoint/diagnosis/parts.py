@@ -36,7 +36,7 @@ from alembic_entrypoint.observe import (
     request,
 )
 from alembic_entrypoint.postgres import activity, leftovers
-from alembic_entrypoint.postgres.login import TIMEOUT
+from alembic_entrypoint.postgres.login import TIMEOUT, Passed, resolve
 from alembic_entrypoint.postgres.rights import rights as rights_of
 from alembic_entrypoint.postgres.server import SHARED, examine, is_shared
 from alembic_entrypoint.settings import PREFIX, TABLE, Settings, read
@@ -183,23 +183,20 @@ def network(address: Address) -> Part:
 
 def _reach(host: str, port: str) -> Part:
     found: Part = {"host": host, "port": port, "addresses": [], "answers": False, "problem": None}
+    is_socket = host.startswith("/")
     try:
-        if host.startswith("/"):
-            family: list[tuple[int, Any]] = [(socket.AF_UNIX, f"{host}/.s.PGSQL.{port}")]
-        else:
-            family = [(each[0], each[4]) for each in socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)]
-        found["addresses"] = list(dict.fromkeys(str(to if isinstance(to, str) else to[0]) for _, to in family))
-    except (OSError, ValueError, UnicodeError) as error:
-        found["problem"] = f"the name does not resolve: {getattr(error, 'strerror', None) or error}"
-        return found
-    for kind, to in family:
+        found["addresses"] = [f"{host}/.s.PGSQL.{port}"] if is_socket else resolve(host, TIMEOUT)
+    except Passed as error:
+        return {**found, "problem": str(error)}
+    for each in found["addresses"]:
+        kind = socket.AF_UNIX if is_socket else socket.AF_INET6 if ":" in each else socket.AF_INET
         with socket.socket(kind, socket.SOCK_STREAM) as probe:
             probe.settimeout(TIMEOUT)
             try:
-                probe.connect(to)
+                probe.connect(each if is_socket else (each, int(port)))
                 return {**found, "answers": True, "problem": None}
-            except OSError as error:
-                found["problem"] = error.strerror or f"no answer within {TIMEOUT} s"
+            except (OSError, ValueError, OverflowError) as error:
+                found["problem"] = getattr(error, "strerror", None) or f"no answer within {TIMEOUT} s"
     return found
 
 

@@ -48,8 +48,11 @@ class Session:
         return log_in(address, deadline, needs_primary=needs_primary, application_name=self._name)
 
     def another(self) -> psycopg.Connection[Any]:
-        """Open a second session on the same server."""
-        return self._open(self.address, needs_primary=False)[0]
+        """Open a second session on the same server. Raises Unavailable."""
+        try:
+            return self._open(self.address, needs_primary=False)[0]
+        except NotReady as error:
+            raise Unavailable(error.answer.reason) from None
 
     def ask(self, question: Callable[[psycopg.Connection[Any]], T]) -> T:
         """Ask something, in a thread: psycopg has no limit for a statement. Raises Unavailable, psycopg.Error."""
