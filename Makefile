@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(shell nproc 2>/dev/null || echo 2)
 SOURCES := $(shell find src entrypoint -type f -not -name '*.pyc' 2>/dev/null) pyproject.toml README.md
-PURE := */decide.py,*/facts.py,*/settings.py,*/address.py,*/postgres/answers.py,*/schema/difference.py,*/schema/wording.py
+PURE := */decide.py,*/facts.py,*/settings.py,*/address.py,*/postgres/answers.py,*/schema/difference.py,*/schema/wording.py,*/diagnosis/drawing.py
 
 .PHONY: demo test test-unit test-all test-lowest faults lint types bench image clean
 

@@ -223,13 +223,18 @@ def test_a_frozen_server_ends_no_diagnosis(tree: Project) -> None:
 
 
 @pytest.mark.extra
-def test_a_server_that_freezes_in_the_middle(tree: Project) -> None:
-    """Its own session waits for a lock on the catalog that nobody gives back, so that one part has no answer."""
+def test_a_question_that_is_not_answered_keeps_only_what_comes_after_it_back(tree: Project) -> None:
+    """Somebody holds a table of the catalog that the questions read, and gives it back to nobody."""
     with own_server() as server, fresh_database(server) as database, database.connect(autocommit=False) as other:
-        other.execute("LOCK TABLE pg_catalog.pg_index IN ACCESS EXCLUSIVE MODE")
+        other.execute("LOCK TABLE pg_catalog.pg_constraint IN ACCESS EXCLUSIVE MODE")
         document = diagnose(tree, database.url)
         other.rollback()
-    assert "did not answer within" in document["left_behind"]["error"] or document["login"]["error"]
+    errors = {name: document[name]["error"] for name in PARTS if document[name]["error"]}
+    assert "did not answer within" in errors.pop("login")
+    assert errors == dict.fromkeys(
+        ("server", "lock", "state", "rights", "left_behind"), "the server fell silent before"
+    )
+    assert document["exit_code"] == 69
 
 
 def test_settings_that_are_refused_are_all_named_and_the_rest_is_looked_at(tree: Project, database: Database) -> None:

@@ -122,11 +122,15 @@ def _examine_database(found: _Found, chosen: Settings, given: parts.Given) -> ad
     found.add("server", lambda: parts.server(session))
     found.add("lock", lambda: parts.lock(session))
     reached = dataclasses.replace(target, address=session.address)
-    facts = found.get("state", lambda: parts.look(chosen, reached)) if not session.is_standby else None
+    facts = None
+    if session.is_silent or session.is_standby:
+        why = "the server fell silent before" if session.is_silent else "a standby is not looked at through env.py"
+        found.lacks(why, "state")
+    else:
+        facts = found.get("state", lambda: parts.look(chosen, reached))
     if facts is not None:
         found.add("migrations", lambda: parts.migrations(facts))
         found.add("state", lambda: parts.state(chosen, facts))
-    found.lacks("a standby is not looked at through env.py", "state")
     found.add("rights", lambda: parts.rights(session, facts.version_table if facts else VersionTable()))
     found.add("left_behind", lambda: parts.left_behind(session))
     return _psql(session.address)

@@ -41,7 +41,7 @@ class Session:
             self._connection, self.address = self._open(address, needs_primary=False)
             self.is_standby = True
         self._connection.prepare_threshold = None  # behind a pooler the next statement may reach another session
-        self._is_silent = False
+        self.is_silent = False
 
     def _open(self, address: Address, *, needs_primary: bool) -> tuple[psycopg.Connection[Any], Address]:
         deadline = time.monotonic() + LIMIT
@@ -56,7 +56,7 @@ class Session:
 
     def ask(self, question: Callable[[psycopg.Connection[Any]], T]) -> T:
         """Ask something, in a thread: psycopg has no limit for a statement. Raises Unavailable, psycopg.Error."""
-        if self._is_silent:
+        if self.is_silent:
             raise Unavailable("the server fell silent before")
         answers: queue.SimpleQueue[T | BaseException] = queue.SimpleQueue()
 
@@ -70,7 +70,7 @@ class Session:
         try:
             answer = answers.get(timeout=LIMIT)
         except queue.Empty:
-            self._is_silent = True
+            self.is_silent = True
             raise Unavailable(f"the server did not answer within {LIMIT:g} s") from None
         if isinstance(answer, BaseException):
             raise answer
