@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest -n $(shell nproc 2>/dev/null || echo 2)
 SOURCES := $(shell find src entrypoint -type f -not -name '*.pyc' 2>/dev/null) pyproject.toml README.md
 FAULTS := tests/acceptance/faults
 ALONE := $(FAULTS)/test_signal_moments.py $(FAULTS)/test_stampede.py
-PURE := */decide.py,*/facts.py,*/candidates.py,*/comparison.py,*/settings.py,*/address.py,*/postgres/answers.py,*/schema/difference.py,*/schema/wording.py
+PURE := */decide.py,*/facts.py,*/candidates.py,*/comparison.py,*/settings.py,*/address.py,*/postgres/answers.py,*/schema/difference.py,*/schema/wording.py,*/diagnosis/drawing.py
 
 .PHONY: demo test test-unit test-all test-extra test-containers test-faults test-lowest faults lint types bench image clean
 

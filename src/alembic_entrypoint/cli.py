@@ -100,12 +100,13 @@ def wait_for(what: str, command: tuple[str, ...], **options: str | None) -> int:
 @with_settings
 @click.option("--json", "as_json", is_flag=True, help="one JSON document on stdout")
 @click.option("--sql", "as_sql", is_flag=True, help="the SQL that would run, on stdout")
-def plan(as_json: bool, as_sql: bool, **options: str | None) -> int:
+@click.option("--prove", "proves", is_flag=True, help="where only a proof can tell, prove: in a scratch database")
+def plan(as_json: bool, as_sql: bool, proves: bool, **options: str | None) -> int:
     """Say what `run` would do, and why; change nothing."""
     settings = _settings(_given(options))
     from alembic_entrypoint.commands.plan import plan as make_plan
 
-    return make_plan(settings, as_json=as_json, as_sql=as_sql, write=click.echo)
+    return make_plan(settings, as_json=as_json, as_sql=as_sql, proves=proves, write=click.echo)
 
 
 @program.command(epilog=_VARIABLES)
@@ -122,11 +123,14 @@ def history(as_json: bool, **options: str | None) -> int:
 @program.command(epilog=_VARIABLES)
 @with_settings
 @click.option("--json", "as_json", is_flag=True, help="one JSON document on stdout")
-def diagnose(as_json: bool, **options: str | None) -> int:
+@click.option(
+    "--prove", "proves", is_flag=True, help="see in a scratch database whether the schema is what it should be"
+)
+def diagnose(as_json: bool, proves: bool, **options: str | None) -> int:
     """Answer what a person asks first, from whatever is reachable, and say what to do now; change nothing."""
     from alembic_entrypoint.commands.diagnose import diagnose as examine
 
-    return examine(os.environ, _given(options), as_json=as_json, write=click.echo)
+    return examine(os.environ, _given(options), as_json=as_json, proves=proves, write=click.echo)
 
 
 # -1 is a revision, not an option.
@@ -140,6 +144,19 @@ def downgrade(rev: str, yes: bool, **options: str | None) -> int:
     from alembic_entrypoint.commands.downgrade import downgrade as go_down
 
     return go_down(settings, rev, is_confirmed=yes, write=click.echo)
+
+
+@program.command(epilog=_VARIABLES)
+@with_settings
+@click.option("--unproven", is_flag=True, help="record it though nothing is proved, after the database's name is typed")
+@click.option("--yes", is_flag=False, flag_value="", metavar="[NAME]", help="do not ask; NAME is the database's")
+@click.argument("revs", nargs=-1, required=True, metavar="REV...")
+def record(revs: tuple[str, ...], unproven: bool, yes: str | None, **options: str | None) -> int:
+    """Record REV, after a proof that the schema is that revision's. Asks first. The manual way out."""
+    settings = _settings(_given(options))
+    from alembic_entrypoint.commands.record import record as record_by_hand
+
+    return record_by_hand(settings, revs, unproven=unproven, yes=yes, write=click.echo)
 
 
 @program.command()

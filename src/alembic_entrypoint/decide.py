@@ -201,8 +201,8 @@ ROWS: tuple[Row, ...] = (
         "every unknown recorded revision is the *last* in the `replaces` of a known one",
         "{version_table} records {unknown}, which {replacement} replaces.",
         "Recording {replacement} without a proof would hide any difference between the old migrations and the squash.",
-        "Deploy the last release that ships {unknown}, or compare the schema with what {replacement} makes and then "
-        "record it by hand.",
+        "Deploy the last release that ships {unknown}. If you know that the schema will do all the same: "
+        "`alembic-entrypoint record {replacement_spaced} --unproven`.",
     ),
     Row(
         State.SUPERSEDED,
@@ -233,7 +233,7 @@ ROWS: tuple[Row, ...] = (
         "rebased or deleted. `alembic stamp head` would record {heads} whatever the schema is: steps would be left out "
         "for good, and nobody would notice.",
         "Deploy the image that ships {unknown}. If its file was deleted or squashed by mistake, bring it back and "
-        "build again. Nothing was changed; `alembic-entrypoint plan` shows this again at any time.",
+        "build again. Nothing was changed; `alembic-entrypoint plan --prove` shows how the schema differs.",
     ),
     Row(
         State.REWRITTEN,
@@ -251,7 +251,8 @@ ROWS: tuple[Row, ...] = (
         "something is recorded, and the last settling here ended without the proof that it owed",
         "{version_table} records {recorded}, and the run that recorded it ended before it had proved it.",
         "The schema may differ from what is recorded.",
-        "Compare the schema with what {recorded} makes before you start the app.",
+        "`alembic-entrypoint diagnose --prove` shows how it differs. Mend the schema and start again; if it is right as "
+        "it is: `alembic-entrypoint record {recorded_spaced} --unproven`.",
     ),
     Row(
         State.SET_ASIDE,
@@ -260,7 +261,8 @@ ROWS: tuple[Row, ...] = (
         "something is recorded, and an upgrade would run a revision that was set aside as LOST here",
         "an upgrade would run {set_aside}, which was recorded here once and then set aside as lost.",
         "Its changes may already be in the data, and running it again would make them twice.",
-        "Find out whether {set_aside} was applied here, and record what is true by hand.",
+        "Find out whether {set_aside} was applied here. If it was: `alembic-entrypoint record {set_aside_spaced} "
+        "--unproven`.",
     ),
     Row(
         State.CURRENT,
@@ -285,7 +287,8 @@ ROWS: tuple[Row, ...] = (
         "They may come from `create_all()`, a restore, a half-applied migration or another app. Running the migrations "
         "would fail half-way or double what is there; `alembic stamp head` would record steps that were never applied.",
         "If the tables belong to another app, name them: ALEMBIC_ENTRYPOINT_IGNORE='{tables_spaced}'. If they are this "
-        "app's, restore the version table with them, or find out which revision they are at. Nothing was changed.",
+        "app's, restore the version table with them, or see which revision they are nearest to: `alembic-entrypoint plan "
+        "--prove`. Nothing was changed.",
     ),
     Row(
         State.FRESH,
@@ -319,6 +322,9 @@ def _words(facts: Facts) -> dict[str, str]:
         "overlapping": "; ".join(f"{lower} is an ancestor of {upper}" for lower, upper in facts.overlapping),
         "lower": facts.overlapping[0][0] if facts.overlapping else "",
         "replacement": _listed(replacements),
+        "replacement_spaced": " ".join(replacements),
+        "recorded_spaced": " ".join(facts.recorded),
+        "set_aside_spaced": " ".join(sorted(facts.ledger.set_aside & set(facts.pending))),
         "last_replaced": _listed(last),
         "never_applied": _listed(_never_applied(facts)),
         "set_aside": _listed(sorted(facts.ledger.set_aside & set(facts.pending))),

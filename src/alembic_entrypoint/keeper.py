@@ -71,6 +71,13 @@ class Keeper:
             book.clear_debt()
             book.end("ok", facts.recorded)
 
+    def settle_debts(self, facts: Facts, revisions: Sequence[str]) -> None:
+        """Forget what was owed and set aside, since a person has said what is recorded."""
+        book = self._book(facts)
+        if book is not None:
+            book.clear_debt()
+            book.unset_aside(sorted(facts.graph.ancestors(revisions)))
+
     def known_replays(self, facts: Facts) -> Mapping[str, Any] | None:
         """Give what replays of these very migrations have shown here before."""
         book = self._book(facts)

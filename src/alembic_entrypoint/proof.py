@@ -50,6 +50,8 @@ class Proof:
     strangers: tuple[str, ...] = ()
     #: sets of revisions that could have been recorded and were not visited
     unvisited: tuple[tuple[str, ...], ...] = ()
+    #: the one set that was asked about; None where all were compared
+    only: tuple[str, ...] | None = None
     #: why the migrations could not be replayed
     failure: str = ""
     #: the digest of all that counts in the live schema, when it was read
@@ -60,7 +62,10 @@ class Proof:
     @property
     def message(self) -> str:
         """Say in a few sentences what the proof has shown, without what to do about it."""
-        lines = [_SENTENCES[self.outcome].format(**self._words)]
+        sentence = (
+            _SENTENCES[self.outcome] if self.only is None else _OF_ONE.get(self.outcome, _SENTENCES[self.outcome])
+        )
+        lines = [sentence.format(**self._words)]
         lines += [f"  - {line}" for line in self.difference[:MOST_LINES]]
         if len(self.difference) > MOST_LINES:
             lines.append(f"  - and {len(self.difference) - MOST_LINES} more")
@@ -91,6 +96,13 @@ _SENTENCES: Mapping[Outcome, str] = {
         "were compared: {unvisited}."
     ),
     Outcome.FAILED: "Nothing can be proved: {failure}",
+}
+
+
+#: The same where one set was asked about.
+_OF_ONE: Mapping[Outcome, str] = {
+    Outcome.ONE: "The live schema is that of {candidates}.",
+    Outcome.NONE: "The live schema is not that of {nearest}; what differs:",
 }
 
 
@@ -129,7 +141,7 @@ def prove(
             if error.may_pass:
                 raise TryAgain(f"Nothing can be proved now: {error}\nNothing was changed.") from None
             proof = Proof(Outcome.FAILED, failure=str(error), document=_failed(error, only))
-    proof = dataclasses.replace(proof, digest=live.snapshot.digest)
+    proof = dataclasses.replace(proof, digest=live.snapshot.digest, only=only)
     log(
         "schema.proved",
         outcome=proof.outcome.name.lower(),

@@ -22,7 +22,7 @@ from alembic_entrypoint.schema import snapshot
 from alembic_entrypoint.schema.difference import difference
 from commands import Result, Running, entrypoint, started
 from projects import Project, project
-from servers import EXTRA_MAJORS, Database, Server, fresh_database, own_server, wait_until
+from servers import EXTRA_MAJORS, Database, Server, fresh_database, own_server, pgbouncer, wait_until
 
 #: Two seconds are promised; the machine may be busy with others.
 LIMIT = 4.0
@@ -371,6 +371,14 @@ def test_a_pg_dump_that_is_killed_changes_nothing(tree: Project, folder: Path, d
     assert "pg_dump was killed by signal 9" in result.message
 
 
+@pytest.mark.extra
+def test_while_it_takes_long_it_says_so(tree: Project, folder: Path, database: Database) -> None:
+    with dumping(tree, database, folder) as (running, _):
+        wait_until(lambda: running.has("backup.running"), 30, what="the heartbeat")
+        running.signal(signal.SIGTERM)
+        running.end()
+
+
 # --- how it logs in ------------------------------------------------------------------------------------------------
 
 
@@ -412,3 +420,42 @@ def test_it_logs_in_through_a_socket(tree: Project, folder: Path, database: Data
     assert result.code == 0, result.stderr
     [written] = result.named("backup.written")
     assert f"-h {server.sockets}" in written["restore"]
+
+
+@pytest.mark.extra
+def test_it_logs_in_through_a_session_pooler(tree: Project, folder: Path, database: Database, server: Server) -> None:
+    with pgbouncer(server, "session") as pooler:
+        result = migrate(tree, database, folder, DATABASE_URL=pooler.url_for(database.name))
+    assert result.code == 0, result.stderr
+    assert len(list(folder.iterdir())) == 1
+
+
+@pytest.mark.extra
+def test_it_logs_in_with_a_key_that_has_a_password_of_its_own(tree: Project, folder: Path, tmp_path: Path) -> None:
+    hba = "local all all trust\nhostssl all all all cert\n"
+    with own_server(15, hba=hba, tls=True) as server:
+        authority = server.data.parent / "server"
+        with psycopg.connect(f"host={server.sockets} port={server.port} user=postgres", autocommit=True) as admin:
+            admin.execute(f"ALTER SYSTEM SET ssl_ca_file = '{authority}.crt'")
+            admin.execute("SELECT pg_reload_conf()")
+        secret = ["-aes128", "-passout", "pass:s3cret-key"]
+        ask = ["req", "-new", "-key", "key", "-passin", "pass:s3cret-key", "-subj", "/CN=postgres", "-out", "csr"]
+        sign = ["x509", "-req", "-in", "csr", "-CA", f"{authority}.crt", "-CAkey", f"{authority}.key", "-out", "crt"]
+        for command in (["genrsa", *secret, "-out", "key", "2048"], ask, [*sign, "-set_serial", "7"]):
+            subprocess.run(["openssl", *command], cwd=tmp_path, check=True, capture_output=True)
+        (tmp_path / "key").chmod(0o600)
+        url = (
+            f"postgresql://postgres@127.0.0.1:{server.port}/postgres?sslmode=verify-ca&sslrootcert={authority}.crt"
+            f"&sslcert={tmp_path}/crt&sslkey={tmp_path}/key&sslpassword=s3cret-key"
+        )
+        # That Alembic's own connection has all of these is for env.py to see to.
+        env_py = tree.folder / "migrations" / "env.py"
+        env_py.write_text(
+            env_py.read_text().replace(
+                'config.get_main_option("sqlalchemy.url")', f"'{url}'".replace("postgresql:", "postgresql+psycopg:")
+            )
+        )
+        env = {"DATABASE_URL": url, "PATH": tools(server), "ALEMBIC_ENTRYPOINT_BACKUP": str(folder)}
+        result = entrypoint("migrate", cwd=tree.folder, env=env)
+        assert result.code == 0, result.stderr
+        assert len(list(folder.iterdir())) == 1

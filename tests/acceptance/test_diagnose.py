@@ -91,8 +91,8 @@ def weak_role(database: Database, *grants: str) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("state", "prepare"),
     [
-        ("FRESH", ""),
-        ("BEHIND", RECORDED.format("r1") + "; CREATE TABLE t1 ()"),
+        pytest.param("FRESH", "", marks=pytest.mark.extra),
+        pytest.param("BEHIND", RECORDED.format("r1") + "; CREATE TABLE t1 ()", marks=pytest.mark.extra),
         ("CURRENT", RECORDED.format("r3")),
         pytest.param("UNTRACKED", "CREATE TABLE other ()", marks=pytest.mark.extra),
         ("LOST", RECORDED.format("gone")),
@@ -112,6 +112,7 @@ def test_the_state_is_told_and_the_code_is_that_of_run(
     assert {name: document[name]["error"] for name in PARTS if document[name]["error"]} == {}
 
 
+@pytest.mark.extra
 def test_faults_of_the_image_are_told(tree: Project, database: Database) -> None:
     tree.add("x", down="gone")
     document = diagnose(tree, database.url)
@@ -170,6 +171,7 @@ def test_a_name_that_does_not_resolve(tree: Project) -> None:
     assert "does not resolve" in advised(document)
 
 
+@pytest.mark.extra
 def test_a_port_that_is_closed(tree: Project) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -186,6 +188,7 @@ def test_a_server_that_accepts_and_says_nothing(tree: Project) -> None:
     assert document["login"]["error"]
 
 
+@pytest.mark.extra
 def test_a_database_that_is_not_there(tree: Project, server: Server) -> None:
     document = diagnose(tree, server.url_for("nowhere"))
     assert (document["exit_code"], document["network"]["hosts"][0]["answers"]) == (78, True)
@@ -199,6 +202,7 @@ def test_a_role_that_is_not_there(tree: Project, database: Database) -> None:
     assert 'role "nobody" does not exist' in document["login"]["error"]
 
 
+@pytest.mark.extra
 def test_no_database_is_named_anywhere(tree: Project) -> None:
     tree.write("migrations/env.py", "raise SystemExit('nothing is configured')")
     document = diagnose(tree, "")
@@ -208,6 +212,7 @@ def test_no_database_is_named_anywhere(tree: Project) -> None:
     assert document["tree"]["files"] == 4
 
 
+@pytest.mark.extra
 def test_a_frozen_server_ends_no_diagnosis(tree: Project) -> None:
     with own_server() as server, fresh_database(server) as database:
         server.freeze()
@@ -218,13 +223,18 @@ def test_a_frozen_server_ends_no_diagnosis(tree: Project) -> None:
 
 
 @pytest.mark.extra
-def test_a_server_that_freezes_in_the_middle(tree: Project) -> None:
-    """Its own session waits for a lock on the catalog that nobody gives back, so that one part has no answer."""
+def test_a_question_that_is_not_answered_keeps_only_what_comes_after_it_back(tree: Project) -> None:
+    """Somebody holds a table of the catalog that the questions read, and gives it back to nobody."""
     with own_server() as server, fresh_database(server) as database, database.connect(autocommit=False) as other:
-        other.execute("LOCK TABLE pg_catalog.pg_index IN ACCESS EXCLUSIVE MODE")
+        other.execute("LOCK TABLE pg_catalog.pg_constraint IN ACCESS EXCLUSIVE MODE")
         document = diagnose(tree, database.url)
         other.rollback()
-    assert "did not answer within" in document["left_behind"]["error"] or document["login"]["error"]
+    errors = {name: document[name]["error"] for name in PARTS if document[name]["error"]}
+    assert "did not answer within" in errors.pop("login")
+    assert errors == dict.fromkeys(
+        ("server", "lock", "state", "rights", "left_behind"), "the server fell silent before"
+    )
+    assert document["exit_code"] == 69
 
 
 def test_settings_that_are_refused_are_all_named_and_the_rest_is_looked_at(tree: Project, database: Database) -> None:
@@ -255,6 +265,7 @@ def test_secrets_are_masked(tree: Project, database: Database) -> None:
 # --- the image -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.extra
 def test_two_trees_have_the_same_fingerprint_exactly_when_their_files_are_the_same(
     tree: Project, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -267,6 +278,7 @@ def test_two_trees_have_the_same_fingerprint_exactly_when_their_files_are_the_sa
     assert diagnose(other, nowhere)["tree"]["fingerprint"] != ours
 
 
+@pytest.mark.extra
 def test_migrations_that_do_not_load_keep_nothing_else_back(tmp_path: Path, database: Database) -> None:
     document = diagnose(Project(tmp_path), database.url)
     assert document["exit_code"] == 78
@@ -274,6 +286,7 @@ def test_migrations_that_do_not_load_keep_nothing_else_back(tmp_path: Path, data
     assert document["server"]["error"] is None
 
 
+@pytest.mark.extra
 def test_an_env_py_that_writes_first_is_named(tree: Project, database: Database) -> None:
     tree.write(
         "migrations/env.py",
@@ -314,6 +327,7 @@ def test_a_lock_that_somebody_left_behind(tree: Project, database: Database, ser
     assert recorded(database) == ["r3"]
 
 
+@pytest.mark.extra
 def test_a_migration_that_is_blocked(tree: Project, database: Database, server: Server) -> None:
     tree.add("r4", "op.execute('ALTER TABLE t1 ADD x int')", down="r3")
     assert run(tree, database.url, "--target", "r3").code == 0
@@ -343,6 +357,7 @@ def test_a_role_that_may_not_make_tables(tree: Project, database: Database, serv
         assert recorded(database) == ["r3"]
 
 
+@pytest.mark.extra
 def test_a_role_that_may_not_read_the_version_table(tree: Project, database: Database, server: Server) -> None:
     assert run(tree, database.url, "--target", "r2").code == 0
     with weak_role(database, "GRANT ALL ON SCHEMA public TO {}") as url:

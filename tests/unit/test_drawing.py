@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alembic_entrypoint.diagnosis.drawing import MOST_ROWS, draw, in_ascii
+from alembic_entrypoint.diagnosis.drawing import MOST_ROWS, counts, draw, in_ascii
 from alembic_entrypoint.facts import Facts, Graph, Migration
 
 
@@ -68,6 +68,11 @@ def test_broken_graphs_are_drawn_all_the_same() -> None:
 def test_without_a_look_at_the_database_nothing_is_called_pending() -> None:
     graph = Graph(tuple(line(9)))
     assert draw(Facts(graph=graph), is_observed=False) == ["○ r9", "⋮ 7 more, down to r2", "○ r1"]
+
+
+def test_what_there_is_is_counted() -> None:
+    migrations = [Migration("a"), Migration("b", ("a",)), Migration("c", ("a",)), Migration("m", ("b", "c"))]
+    assert counts(Graph(tuple(migrations))) == {"migrations": 4, "heads": 1, "merges": 1, "branch_points": 1}
 
 
 def test_what_lies_beyond_the_target_is_said() -> None:

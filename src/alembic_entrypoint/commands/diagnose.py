@@ -26,10 +26,15 @@ T = TypeVar("T")
 
 
 def diagnose(
-    environ: Mapping[str, str], options: Mapping[str, str], *, as_json: bool, write: Callable[[str], Any]
+    environ: Mapping[str, str],
+    options: Mapping[str, str],
+    *,
+    as_json: bool,
+    proves: bool = False,
+    write: Callable[[str], Any],
 ) -> int:
     """Print what was found and what to do now; give the exit code that `run` would end with."""
-    document = examine(environ, options)
+    document = examine(environ, options, proves=proves)
     if as_json:
         write(redact(json.dumps(document, indent=2)))
     else:
@@ -42,7 +47,8 @@ def diagnose(
 class _Found:
     """The parts so far; one that fails says why, and the rest goes on."""
 
-    def __init__(self) -> None:
+    def __init__(self, proves: bool) -> None:
+        self.proves = proves
         self.document: dict[str, Any] = {}
         self.codes: dict[str, int] = {}
 
@@ -78,10 +84,10 @@ class _Found:
             return f"a fault of alembic-entrypoint: {type(error).__name__}: {error}", None
 
 
-def examine(environ: Mapping[str, str], options: Mapping[str, str]) -> dict[str, Any]:
+def examine(environ: Mapping[str, str], options: Mapping[str, str], *, proves: bool = False) -> dict[str, Any]:
     """Look at everything; make the document whose schema is `docs/schema/diagnose.json`."""
     hide_environment()
-    found = _Found()
+    found = _Found(proves)
     given = parts.read_settings(environ, options)
     # What is printed is the answer; of what happens on the way only what is amiss.
     logs.configure(given.settings.log_format, "error")
@@ -122,11 +128,15 @@ def _examine_database(found: _Found, chosen: Settings, given: parts.Given) -> ad
     found.add("server", lambda: parts.server(session))
     found.add("lock", lambda: parts.lock(session))
     reached = dataclasses.replace(target, address=session.address)
-    facts = found.get("state", lambda: parts.look(chosen, reached, session)) if not session.is_standby else None
+    facts = None
+    if session.is_silent or session.is_standby:
+        why = "the server fell silent before" if session.is_silent else "a standby is not looked at through env.py"
+        found.lacks(why, "state")
+    else:
+        facts = found.get("state", lambda: parts.look(chosen, reached, session))
     if facts is not None:
         found.add("migrations", lambda: parts.migrations(facts))
-        found.add("state", lambda: parts.state(chosen, facts))
-    found.lacks("a standby is not looked at through env.py", "state")
+        found.add("state", lambda: parts.state(chosen, facts, reached, proves=found.proves))
     found.add("rights", lambda: parts.rights(session, facts.version_table if facts else VersionTable()))
     found.add("ledger", lambda: parts.history(session, facts))
     found.add("left_behind", lambda: parts.left_behind(session))

@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from graphlib import TopologicalSorter
 from typing import Any
 
+import psycopg
+
+from alembic_entrypoint.comparison import Outcome
 from alembic_entrypoint.decide import Action, Decision
 from alembic_entrypoint.errors import Ended, Refused
 from alembic_entrypoint.facts import Facts
@@ -21,13 +24,14 @@ from alembic_entrypoint.observe import (
     request,
 )
 from alembic_entrypoint.outcome import refusal
+from alembic_entrypoint.proof import Proof, prove
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.target import Target
 from alembic_entrypoint.wait import await_database, connected
 from alembic_entrypoint.worker.client import Worker
 
 
-def plan(settings: Settings, *, as_json: bool, as_sql: bool, write: Callable[[str], Any]) -> int:
+def plan(settings: Settings, *, as_json: bool, as_sql: bool, proves: bool = False, write: Callable[[str], Any]) -> int:
     """Print state, action and reason, or the SQL; give the exit code that `run` would end with."""
     target = find_target(settings)
     target = dataclasses.replace(target, address=await_database(target.address, settings.wait_timeout).address)
@@ -40,14 +44,19 @@ def plan(settings: Settings, *, as_json: bool, as_sql: bool, write: Callable[[st
         ) from None
     with connected(target.address, settings.wait_timeout) as connection:
         facts = remembered(connection, seen.facts, settings)
-    decision = judged(facts, settings)
+        decision = judged(facts, settings)
+        proof = _proved(connection, settings, seen.target, facts, decision) if proves else None
     ended = how_it_ends(decision, settings, facts)
+    if proof is not None:
+        # What was proved is recorded, and the database is settled from there.
+        ended = None if proof.outcome in (Outcome.ONE, Outcome.BASE) else ended
+        decision = dataclasses.replace(decision, because=f"{decision.because}\n{proof.message}")
     if as_sql:
         if ended is not None:
             raise ended
         write(sql_of(settings, seen.target, facts.recorded))
     elif as_json:
-        write(json.dumps(document(decision, facts, ended), indent=2))
+        write(json.dumps(document(decision, facts, ended, proof), indent=2))
     else:
         _write_text(decision, facts, write)
     return ended.exit_code if ended else 0
@@ -60,7 +69,18 @@ def how_it_ends(decision: Decision, settings: Settings, facts: Facts) -> Ended |
     return refusal(decision, settings.help_url, facts)
 
 
-def document(decision: Decision, facts: Facts, ended: Ended | None) -> dict[str, Any]:
+def _proved(
+    connection: psycopg.Connection[Any], settings: Settings, target: Target, facts: Facts, decision: Decision
+) -> Proof | None:
+    """Prove what `run` would prove; None where it would not."""
+    if decision.action is not Action.PROVE or settings.recover == "off":
+        return None
+    from alembic_entrypoint.recover import asked_about
+
+    return prove(connection, settings, target, facts, only=asked_about(facts, decision))
+
+
+def document(decision: Decision, facts: Facts, ended: Ended | None, proof: Proof | None = None) -> dict[str, Any]:
     """Make the document whose schema is `docs/schema/plan.json`."""
     return {
         "state": decision.state.value,
@@ -73,6 +93,17 @@ def document(decision: Decision, facts: Facts, ended: Ended | None) -> dict[str,
         "heads": list(facts.graph.heads),
         "version_table": str(facts.version_table),
         "pending": [{"revision": each.revision, "path": each.path, "doc": each.doc} for each in in_order(facts)],
+        "proof": _proof_document(proof) if proof else None,
+    }
+
+
+def _proof_document(proof: Proof) -> dict[str, Any]:
+    return {
+        "outcome": proof.outcome.name.lower(),
+        "candidates": [list(each) for each in proof.candidates],
+        "nearest": list(proof.nearest) if proof.nearest is not None else None,
+        "difference": list(proof.difference),
+        "strangers": list(proof.strangers),
     }
 
 

@@ -87,7 +87,7 @@ def _about_the_state(found: Document, psql: Psql) -> Iterator[Step]:
                 yield _step(because, *psql.administrator, "-c", right["remedy"])
         yield _step(state["because"], "alembic-entrypoint", "migrate")
     elif state["action"] != "START":
-        command = re.search(r"`(alembic [^`]+)`", state["remedy"])
+        command = re.search(r"`(alembic(?:-entrypoint)? [^`]+)`", state["remedy"])
         yield _step(state["message"], *(shlex.split(command[1]) if command else ()))
 
 

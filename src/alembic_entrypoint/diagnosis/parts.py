@@ -21,6 +21,8 @@ from alembic_entrypoint.bytecode import remove_stale
 from alembic_entrypoint.commands.history import document as history_document
 from alembic_entrypoint.commands.plan import document as plan_document
 from alembic_entrypoint.commands.plan import how_it_ends
+from alembic_entrypoint.comparison import Outcome
+from alembic_entrypoint.decide import Action
 from alembic_entrypoint.diagnosis.drawing import counts, draw
 from alembic_entrypoint.diagnosis.session import Session
 from alembic_entrypoint.errors import Misconfigured, Refused
@@ -36,11 +38,14 @@ from alembic_entrypoint.observe import (
     request,
 )
 from alembic_entrypoint.postgres import activity, ledger, leftovers
-from alembic_entrypoint.postgres.login import TIMEOUT
+from alembic_entrypoint.postgres.login import TIMEOUT, Passed, resolve
 from alembic_entrypoint.postgres.rights import rights as rights_of
 from alembic_entrypoint.postgres.server import SHARED, examine, is_shared
+from alembic_entrypoint.proof import prove
+from alembic_entrypoint.recover import asked_about
 from alembic_entrypoint.settings import PREFIX, TABLE, Settings, read
 from alembic_entrypoint.target import Target
+from alembic_entrypoint.wait import connected
 from alembic_entrypoint.worker.client import Worker
 from alembic_entrypoint.worker.messages import LOCK_A, LOCK_B, LOCK_CLASS, Message
 
@@ -186,23 +191,20 @@ def network(address: Address) -> Part:
 
 def _reach(host: str, port: str) -> Part:
     found: Part = {"host": host, "port": port, "addresses": [], "answers": False, "problem": None}
+    is_socket = host.startswith("/")
     try:
-        if host.startswith("/"):
-            family: list[tuple[int, Any]] = [(socket.AF_UNIX, f"{host}/.s.PGSQL.{port}")]
-        else:
-            family = [(each[0], each[4]) for each in socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)]
-        found["addresses"] = list(dict.fromkeys(str(to if isinstance(to, str) else to[0]) for _, to in family))
-    except (OSError, ValueError, UnicodeError) as error:
-        found["problem"] = f"the name does not resolve: {getattr(error, 'strerror', None) or error}"
-        return found
-    for kind, to in family:
+        found["addresses"] = [f"{host}/.s.PGSQL.{port}"] if is_socket else resolve(host, TIMEOUT)
+    except Passed as error:
+        return {**found, "problem": str(error)}
+    for each in found["addresses"]:
+        kind = socket.AF_UNIX if is_socket else socket.AF_INET6 if ":" in each else socket.AF_INET
         with socket.socket(kind, socket.SOCK_STREAM) as probe:
             probe.settimeout(TIMEOUT)
             try:
-                probe.connect(to)
+                probe.connect(each if is_socket else (each, int(port)))
                 return {**found, "answers": True, "problem": None}
-            except OSError as error:
-                found["problem"] = error.strerror or f"no answer within {TIMEOUT} s"
+            except (OSError, ValueError, OverflowError) as error:
+                found["problem"] = getattr(error, "strerror", None) or f"no answer within {TIMEOUT} s"
     return found
 
 
@@ -255,10 +257,25 @@ def look(chosen: Settings, target: Target, session: Session) -> Facts:
     return session.ask(lambda connection: remembered(connection, facts, chosen))
 
 
-def state(chosen: Settings, facts: Facts) -> Part:
-    """Say what the facts are called, and what would be done."""
-    decision = judged(facts, chosen)
-    return {**plan_document(decision, facts, how_it_ends(decision, chosen, facts)), "remedy": decision.remedy}
+def state(chosen: Settings, facts: Facts, target: Target, *, proves: bool) -> Part:
+    """Say what the facts are called, what would be done, and, when asked, what a proof shows.
+
+    Where no proof is needed it is asked whether the live schema still is that of what is recorded.
+    """
+    decision, proof = judged(facts, chosen), None
+    if proves and not decision.image:
+        with connected(target.address, chosen.wait_timeout) as connection:
+            only = asked_about(facts, decision) if decision.action is Action.PROVE else facts.recorded
+            if decision.action is Action.PROVE or (facts.graph.known.issuperset(facts.recorded) and facts.recorded):
+                proof = prove(connection, chosen, target, facts, only=only)
+    ended = how_it_ends(decision, chosen, facts)
+    if proof is not None and decision.action is Action.PROVE and proof.outcome in (Outcome.ONE, Outcome.BASE):
+        ended = None
+    return {
+        **plan_document(decision, facts, ended, proof),
+        "remedy": decision.remedy,
+        "drift": proof.message if proof is not None and proof.outcome is not Outcome.ONE else None,
+    }
 
 
 def migrations(facts: Facts, *, is_observed: bool = True) -> Part:

@@ -41,19 +41,22 @@ class Session:
             self._connection, self.address = self._open(address, needs_primary=False)
             self.is_standby = True
         self._connection.prepare_threshold = None  # behind a pooler the next statement may reach another session
-        self._is_silent = False
+        self.is_silent = False
 
     def _open(self, address: Address, *, needs_primary: bool) -> tuple[psycopg.Connection[Any], Address]:
         deadline = time.monotonic() + LIMIT
         return log_in(address, deadline, needs_primary=needs_primary, application_name=self._name)
 
     def another(self) -> psycopg.Connection[Any]:
-        """Open a second session on the same server."""
-        return self._open(self.address, needs_primary=False)[0]
+        """Open a second session on the same server. Raises Unavailable."""
+        try:
+            return self._open(self.address, needs_primary=False)[0]
+        except NotReady as error:
+            raise Unavailable(error.answer.reason) from None
 
     def ask(self, question: Callable[[psycopg.Connection[Any]], T]) -> T:
         """Ask something, in a thread: psycopg has no limit for a statement. Raises Unavailable, psycopg.Error."""
-        if self._is_silent:
+        if self.is_silent:
             raise Unavailable("the server fell silent before")
         answers: queue.SimpleQueue[T | BaseException] = queue.SimpleQueue()
 
@@ -67,7 +70,7 @@ class Session:
         try:
             answer = answers.get(timeout=LIMIT)
         except queue.Empty:
-            self._is_silent = True
+            self.is_silent = True
             raise Unavailable(f"the server did not answer within {LIMIT:g} s") from None
         if isinstance(answer, BaseException):
             raise answer

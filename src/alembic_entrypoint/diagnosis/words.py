@@ -45,7 +45,7 @@ def _is_bad(name: str, part: Document) -> bool:
         "rights": lambda: any(each["needed"] and not each["has"] for each in part["rights"]),
         "lock": lambda: part["blocker"],
         "migrations": lambda: part["faults"] or part["unknown"],
-        "state": lambda: part["action"] not in ("START", "UPGRADE"),
+        "state": lambda: part["action"] not in ("START", "UPGRADE") or part["drift"],
         "ledger": lambda: part["edited"],
         "left_behind": lambda: part["invalid_indexes"],
         "bytecode": lambda: part["stale"],
@@ -117,6 +117,8 @@ def _migrations(part: Document) -> Iterator[str]:
 
 def _state(part: Document) -> Iterator[str]:
     yield f"{part['state']}, so {part['action']}: {part['because']}"
+    if part["proof"]:
+        yield part["drift"] or "Proved: the live schema is what it should be."
 
 
 def _ledger(part: Document) -> Iterator[str]:

@@ -38,7 +38,7 @@ class NotReady(Exception):
         self.answer = answer
 
 
-class _Passed(Exception):
+class Passed(Exception):
     """This host will not do, for the reason that the message gives."""
 
 
@@ -54,10 +54,10 @@ def log_in(
             for way in _ways(host, limit):
                 try:
                     return _open(way, limit, needs_primary, application_name), host
-                except (psycopg.Error, _Passed) as error:
+                except (psycopg.Error, Passed) as error:
                     reasons.append(str(error))
                     sqlstates.append(getattr(error, "sqlstate", None))
-        except _Passed as error:
+        except Passed as error:
             reasons.append(str(error))
             sqlstates.append(None)
     raise NotReady(understand("\n".join(reasons), sqlstates[0] if len(sqlstates) == 1 else None))
@@ -85,7 +85,7 @@ def _hosts(address: Address) -> Iterator[Address]:
 
 
 def _ways(address: Address, limit: int) -> Iterator[dict[str, Any]]:
-    """Give the parameters for each network address of a host. Raises _Passed where its name does not resolve.
+    """Give the parameters for each network address of a host. Raises Passed where its name does not resolve.
 
     Names are not left to libpq, in which no signal and no limit reaches a resolver that does not answer.
     """
@@ -93,7 +93,7 @@ def _ways(address: Address, limit: int) -> Iterator[dict[str, Any]]:
     if not host or "hostaddr" in address.parameters or host.startswith(("/", "@")) or _is_number(host):
         yield dict(address.parameters)
         return
-    for found in _resolve(host, limit):
+    for found in resolve(host, limit):
         yield {**address.parameters, "hostaddr": found}
 
 
@@ -105,7 +105,8 @@ def _is_number(host: str) -> bool:
     return True
 
 
-def _resolve(host: str, limit: int) -> list[str]:
+def resolve(host: str, limit: int) -> list[str]:
+    """Give the addresses of a name, in a thread: a resolver may not answer. Raises Passed."""
     answers: queue.SimpleQueue[list[str] | Exception] = queue.SimpleQueue()
 
     def ask() -> None:
@@ -119,11 +120,11 @@ def _resolve(host: str, limit: int) -> list[str]:
     try:
         answer = answers.get(timeout=limit)
     except queue.Empty:
-        raise _Passed(f"the name {host!r} does not resolve: no answer within {limit} s") from None
+        raise Passed(f"the name {host!r} does not resolve: no answer within {limit} s") from None
     if isinstance(answer, list):
         return answer
     why = answer.strerror if isinstance(answer, OSError) else "it is no host name"
-    raise _Passed(f"the name {host!r} does not resolve: {why}")
+    raise Passed(f"the name {host!r} does not resolve: {why}")
 
 
 def _open(way: dict[str, Any], limit: int, needs_primary: bool, application_name: str) -> psycopg.Connection[Any]:
@@ -131,7 +132,7 @@ def _open(way: dict[str, Any], limit: int, needs_primary: bool, application_name
     connection: psycopg.Connection[Any] = psycopg.connect(autocommit=True, **parameters)
     try:
         if _is_standby(connection, time.monotonic() + limit) and needs_primary:
-            raise _Passed(STANDBY)
+            raise Passed(STANDBY)
     except BaseException:
         # Not close(), which would wait for a statement that a silent server is still at.
         connection.pgconn.finish()
@@ -148,7 +149,7 @@ def _is_standby(connection: psycopg.Connection[Any], deadline: float) -> bool:
     while True:
         poll.register(pgconn.socket, select.POLLIN | (select.POLLOUT if pgconn.flush() else 0))
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise _Passed("it accepts the login and then does not answer")
+            raise Passed("it accepts the login and then does not answer")
         pgconn.consume_input()
         while not pgconn.is_busy():
             result = pgconn.get_result()
