@@ -29,6 +29,7 @@ class Replaying:
         self._ignore = self.asked.ignore
         self._statements = 0
         self._lines: frozenset[str] = frozenset()
+        self._schemas: frozenset[str] = frozenset()
         self._names: frozenset[Name] = frozenset()
         #: schemas and extensions that are there before the first migration
         self._surroundings: frozenset[Name] = frozenset()
@@ -96,12 +97,20 @@ class Replaying:
         )
 
     def _changes(self, connection: Any) -> tuple[list[Name], list[Name]]:
-        """Read the names, and give those that have come and gone; only these are taken apart."""
-        lines = frozenset(reading.text_of(_ask(connection, reading.NAMES)[0]).split("\x1e"))
-        added = reading.names_of("\x1e".join(lines - self._lines), self._ignore)
-        removed = reading.names_of("\x1e".join(self._lines - lines), self._ignore)
+        """Read the names, and give those that have come and gone; most often only these are taken apart."""
+        before, lines = self._lines, reading.lines_of(_ask(connection, reading.NAMES)[0])
         self._lines = lines
-        self._names = (self._names | added) - removed if added or removed else self._names
+        come, gone = lines - before, before - lines
+        if any(map(reading.is_schema_line, come | gone)):
+            self._schemas = frozenset(filter(reading.is_schema_line, lines))
+            names = reading.names_in(lines, self._ignore)
+            added, removed = names - self._names, self._names - names
+        else:
+            schemas = self._schemas
+            added = reading.names_in(come | schemas, self._ignore) - self._names
+            removed = reading.names_in(gone | schemas, self._ignore) - reading.names_in(schemas, self._ignore)
+            names = (self._names - removed) | added
+        self._names = names
         self._objects.update(each.schema for each in added if _is_object(each))
         self._objects.subtract(each.schema for each in removed if _is_object(each))
         return sorted(added), sorted(removed)
