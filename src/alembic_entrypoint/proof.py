@@ -6,6 +6,7 @@ The target is only read here, and before any replay begins.
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -227,7 +228,8 @@ class _Proving:
             self._server = self.stack.enter_context(server)
         self.replays += 1
         log("schema.proving", replay=self.replays, revisions=len(self.facts.graph.ancestors(revisions)))
-        wanted = Replay(revisions, order, tuple(self.live.names), self.ignore, tuple(shown))
+        here = json.dumps(reading.encoded(self.live.snapshot))
+        wanted = Replay(revisions, order, tuple(self.live.names), here, self.ignore, tuple(shown))
         return replay(self.settings, self.target, self._server, wanted, self.connection, self.tick)
 
     def _explained(
