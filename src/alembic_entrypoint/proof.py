@@ -68,6 +68,8 @@ class Proof:
         if self.strangers and self.outcome is Outcome.NONE:
             named = ", ".join(self.strangers[:MOST_LINES]) + (" …" if len(self.strangers) > MOST_LINES else "")
             lines.append(f"No revision makes {named}. If another app's: name it in ALEMBIC_ENTRYPOINT_IGNORE.")
+        if self.unvisited and self.outcome in (Outcome.NONE, Outcome.SEVERAL):
+            lines.append(f"These sets of revisions were not compared: {self._words['unvisited']}.")
         return "\n".join(lines)
 
     @property
