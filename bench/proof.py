@@ -5,7 +5,8 @@
 Each migration creates a table. A replay is one with everything that belongs to it: the scratch database, the worker,
 and a look at what is there after each migration. A proof is a replay, a snapshot on both sides, and the comparison; of
 a schema that is at head, of one that is nobody's (a column short), and of the latter once more, when the replays are
-known. Machines are noisy: the table gives ratios of medians, and the medians.
+known. Machines are noisy: the table gives medians of seconds on the clock and of seconds of CPU, those of worker and
+server included, with their ratios; CPU is what can be trusted on a machine that others use.
 """
 
 from __future__ import annotations
@@ -36,11 +37,24 @@ from alembic_entrypoint.replay import replay
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.worker.messages import Replay
 
+Cost = tuple[float, float]
 
-def seconds(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
+
+def cost(action: Callable[[], object], postmaster: int) -> Cost:
+    """Measure seconds on the clock, and of CPU: ours, of our children, and of server processes that have ended."""
+    began, before = time.perf_counter(), _cpu(postmaster)
     action()
-    return time.perf_counter() - start
+    wall = time.perf_counter() - began
+    time.sleep(0.5)  # sessions end a little after their clients
+    return wall, _cpu(postmaster) - before
+
+
+def _cpu(postmaster: int) -> float:
+    # /proc/<pid>/stat, see proc(5): cutime and cstime are those of children that were waited for.
+    fields = Path(f"/proc/{postmaster}/stat").read_text().rpartition(")")[2].split()
+    ours = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    ticks = int(fields[13]) + int(fields[14])
+    return ticks / os.sysconf("SC_CLK_TCK") + sum(each.ru_utime + each.ru_stime for each in ours)
 
 
 class Bench:
@@ -103,26 +117,27 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=5)
     given = arguments.parse_args()
     configure(level="warning")
-    measured: dict[str, list[float]] = {}
-
-    def measure(name: str, action: Callable[[], object]) -> None:
-        measured.setdefault(name, []).append(seconds(action))
+    measured: dict[str, list[Cost]] = {}
 
     with tempfile.TemporaryDirectory() as place, embedded_server() as server:
         folder = Path(place)
         tree(folder, given.migrations)
         os.chdir(folder)
         bench = Bench(server, folder)
+
+        def measure(name: str, action: Callable[[], object]) -> None:
+            measured.setdefault(name, []).append(cost(action, server.pid))
+
         bench.upgrade("live")
         bench.execute("DROP TABLE alembic_version")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for _ in range(given.rounds):
             round_of(bench, measure)
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    floor = statistics.median(measured["alembic upgrade head"])
-    for name, values in measured.items():
-        middle = statistics.median(values)
-        print(f"{name:22} {middle:7.2f} s  {middle / floor:5.2f} x  ({min(values):.2f} to {max(values):.2f} s)")
+    floor = [statistics.median(column) for column in zip(*measured["alembic upgrade head"], strict=True)]
+    for name, costs in measured.items():
+        wall, cpu = (statistics.median(column) for column in zip(*costs, strict=True))
+        print(f"{name:22} {wall:6.2f} s {wall / floor[0]:5.2f} x   CPU {cpu:6.2f} s {cpu / floor[1]:5.2f} x")
     print(f"{given.migrations} migrations; the parent grew by {grown:.0f} MB")
 
 

@@ -49,6 +49,8 @@ class Visited:
     digest: str | None = None
     #: tables that hold a row
     rows: tuple[Table, ...] | None = None
+    #: how many facts are unlike the live ones, where the names are the same
+    unlike: int | None = None
     snapshot: Snapshot | None = field(default=None, compare=False)
 
     def document(self) -> dict[str, Any]:
@@ -61,6 +63,7 @@ class Visited:
             "removed": self.removed,
             "digest": self.digest,
             "rows": self.rows,
+            "unlike": self.unlike,
             "snapshot": None if self.snapshot is None else reading.encoded(self.snapshot),
         }
 
@@ -76,6 +79,7 @@ class Visited:
             removed=tuple(Name(*each) for each in document["removed"]),
             digest=document["digest"],
             rows=None if rows is None else tuple((each[0], each[1]) for each in rows),
+            unlike=document["unlike"],
             snapshot=None if snapshot is None else reading.decoded(snapshot),
         )
 
@@ -192,9 +196,9 @@ class Replayed:
         return any(each.visited.digest is None and distances[each.applied] == 0 for each in self.states)
 
     def nearest(self, live: Live) -> tuple[State, ...]:
-        """Choose the states that have the most names in common with what is live; the newest first."""
+        """Choose the states that have the most names in common with what is live, then the most facts, the newest."""
         distances = self._distances(live)
-        ranked = sorted(self.states, key=lambda each: (distances[each.applied], -each.size))
+        ranked = sorted(self.states, key=lambda each: (distances[each.applied], each.visited.unlike or 0, -each.size))
         return tuple(ranked[:NEAREST])
 
     def _distances(self, live: Live) -> Mapping[int, int]:

@@ -6,6 +6,7 @@ The target is only read here, and before any replay begins.
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -72,6 +73,8 @@ class Proof:
         if self.strangers and self.outcome is Outcome.NONE:
             named = ", ".join(self.strangers[:MOST_LINES]) + (" …" if len(self.strangers) > MOST_LINES else "")
             lines.append(f"No revision makes {named}. If another app's: name it in ALEMBIC_ENTRYPOINT_IGNORE.")
+        if self.unvisited and self.outcome in (Outcome.NONE, Outcome.SEVERAL):
+            lines.append(f"These sets of revisions were not compared: {self._words['unvisited']}.")
         return "\n".join(lines)
 
     @property
@@ -239,7 +242,8 @@ class _Proving:
             self._server = self.stack.enter_context(server)
         self.replays += 1
         log("schema.proving", replay=self.replays, revisions=len(self.facts.graph.ancestors(revisions)))
-        wanted = Replay(revisions, order, tuple(self.live.names), self.ignore, tuple(shown))
+        here = json.dumps(reading.encoded(self.live.snapshot))
+        wanted = Replay(revisions, order, tuple(self.live.names), here, self.ignore, tuple(shown))
         return replay(self.settings, self.target, self._server, wanted, self.connection, self.tick)
 
     def _explained(

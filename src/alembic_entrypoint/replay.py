@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -19,6 +20,7 @@ from alembic_entrypoint.observe import request
 from alembic_entrypoint.postgres.scratch import ScratchServer
 from alembic_entrypoint.postgres.session import ALIVE
 from alembic_entrypoint.schema import reading
+from alembic_entrypoint.schema.facts import Snapshot
 from alembic_entrypoint.schema.reading import Name
 from alembic_entrypoint.schema.snapshot import LEDGER
 from alembic_entrypoint.settings import Settings
@@ -62,6 +64,19 @@ class NotReplayed(Exception):
         return self.failure["kind"] in _LASTING and not self.may_pass
 
 
+@dataclass(frozen=True)
+class Nearest:
+    """The whole schema of one set that was visited."""
+
+    recorded: tuple[str, ...]
+    snapshot: Snapshot
+
+    def shown(self, visited: Visited) -> Visited:
+        """Add the schema to the visit that it belongs to."""
+        is_it = visited.recorded == self.recorded
+        return dataclasses.replace(visited, snapshot=self.snapshot) if is_it else visited
+
+
 def replay(
     settings: Settings,
     target: Target,
@@ -85,8 +100,11 @@ def replay(
             _administer(address, settings, connection, made)
             try:
                 for each in _visits(settings, target, address, wanted, tick):
-                    names = (names | {*each.added}) - {*each.removed}
-                    visits.append(each)
+                    if isinstance(each, Nearest):
+                        visits = [each.shown(visit) for visit in visits]
+                    else:
+                        names = (names | {*each.added}) - {*each.removed}
+                        visits.append(each)
                 return tuple(visits)
             except NotReplayed as error:
                 change = _lacking(error, _on_target(connection), names, made, tried)
@@ -147,7 +165,7 @@ def _administer(address: Address, settings: Settings, connection: psycopg.Connec
 
 def _visits(
     settings: Settings, target: Target, scratch: Address, wanted: Replay, tick: Callable[[], None]
-) -> Iterator[Visited]:
+) -> Iterator[Visited | Nearest]:
     """Hold scratch's token, and run one worker that replays. Raises NotReplayed."""
     with connected(scratch, settings.wait_timeout, application_name="alembic-entrypoint proving") as connection:
         lock = hold(connection)
@@ -161,6 +179,8 @@ def _visits(
                 if message["said"] == "visited":
                     progress.message = message
                     yield Visited.of(message)
+                elif message["said"] == "nearest":
+                    yield Nearest(tuple(message["recorded"]), reading.decoded(message["snapshot"]))
                 elif message["said"] == "failed":
                     raise NotReplayed(message)
                 elif message["said"] == "done":

@@ -24,10 +24,11 @@ def test_each_migration_is_visited_with_what_it_makes(
     made.add("c3", "pass", down="b2")
     made.add("d4", "op.execute('ALTER TABLE users RENAME TO people')", down="c3")
     made.add("e5", "op.bulk_insert(sa.table('people', sa.column('id')), [{'id': 1}])", down="d4")
+    made.add("f6", "op.execute('ALTER SCHEMA app RENAME TO lib; DROP TABLE people')", down="e5")
     visits = replayed(made, database, monkeypatch)
-    assert recorded(visits) == [(), ("a1",), ("b2",), ("c3",), ("d4",), ("e5",)]
-    assert [each.revision for each in visits] == [None, "a1", "b2", "c3", "d4", "e5"]
-    assert [each.executed for each in visits] == [True, True, True, False, True, True]
+    assert recorded(visits) == [(), ("a1",), ("b2",), ("c3",), ("d4",), ("e5",), ("f6",)]
+    assert [each.revision for each in visits] == [None, "a1", "b2", "c3", "d4", "e5", "f6"]
+    assert [each.executed for each in visits] == [True, True, True, False, True, True, True]
     public, app = Name("schema", "public", ""), Name("schema", "app", "")
     assert [set(each.added) for each in visits] == [
         {public, Name("extension", "", "plpgsql")},
@@ -36,8 +37,13 @@ def test_each_migration_is_visited_with_what_it_makes(
         set(),
         {Name("relation", "public", "people")},
         set(),
+        {Name("schema", "lib", ""), Name("type", "lib", "mood")},
     ]
-    assert [each.removed for each in visits][4] == (Name("relation", "public", "users"),)
+    assert [set(each.removed) for each in visits[4:]] == [
+        {Name("relation", "public", "users")},
+        set(),
+        {app, Name("type", "app", "mood"), Name("relation", "public", "people")},
+    ]
     assert [Visited.of(each.document()) for each in visits] == list(visits)
 
 

@@ -173,6 +173,10 @@ def test_strangers_are_named_in_schemas_that_the_replay_touches() -> None:
 def test_the_nearest_have_the_most_names_in_common_and_newer_ones_come_first() -> None:
     nearest = FOUR.nearest(live("users", "notes", "x"))
     assert [each.recorded for each in nearest] == [("c",), ("b",), ("d",), ("a",), ()]
+    (visits,) = FOUR.replays
+    unlike = {("b",): 1, ("c",): 2}
+    nearer = tuple(replace(each, unlike=unlike.get(each.recorded)) for each in visits)
+    assert [each.recorded for each in Replayed(LINE, (nearer,)).nearest(live("users", "notes"))][:2] == [("b",), ("c",)]
     many = Graph(tuple(Migration(f"r{n}", (f"r{n - 1}",) if n else ()) for n in range(20)))
     seen = replayed(*(f"r{n}:+t{n}" for n in range(20)), graph=many)
     assert len(seen.nearest(live())) == NEAREST

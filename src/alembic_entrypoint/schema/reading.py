@@ -42,34 +42,30 @@ class Name(NamedTuple):
     name: str
 
 
-#: Every name, in one row and one text: cheap, since it is asked after each migration. Sequences are left out, as most
-#: belong to a column; the server's own objects have lower oids. Catalog pages: pg_class, pg_type, pg_proc, pg_depend.
-NAMES = """
-SELECT pg_catalog.string_agg(kind || pg_catalog.chr(31) || schema || pg_catalog.chr(31) || name, pg_catalog.chr(30))
-  FROM (
-    SELECT o.kind, n.nspname::text AS schema, o.name FROM (
-        SELECT 'relation' AS kind, oid, relnamespace AS namespace, relname::text AS name, 1259 AS class
-          FROM pg_catalog.pg_class WHERE oid >= 16384 AND relkind IN ('r', 'p', 'f', 'v', 'm')
-        UNION ALL
-        SELECT 'type', oid, typnamespace, typname::text, 1247
-          FROM pg_catalog.pg_type WHERE oid >= 16384 AND typtype IN ('d', 'e', 'r')
-        UNION ALL
-        SELECT 'type', oid, relnamespace, relname::text, 1259
-          FROM pg_catalog.pg_class WHERE oid >= 16384 AND relkind = 'c'
-        UNION ALL
-        SELECT 'function', oid, pronamespace, proname::text, 1255
-          FROM pg_catalog.pg_proc WHERE oid >= 16384
-    ) AS o JOIN pg_catalog.pg_namespace AS n ON n.oid = o.namespace
-    WHERE n.nspname !~ '^pg_' AND (o.class, o.oid) NOT IN (
-        SELECT classid::int, objid FROM pg_catalog.pg_depend WHERE refclassid = 3079 AND deptype = 'e')
+#: What belongs to an extension, by the oid of its catalog.
+_MEMBERS = "SELECT objid FROM pg_catalog.pg_depend WHERE refclassid = 3079 AND classid = {} AND deptype = 'e'"
+#: Every name, in one row and one text: cheap, since it is asked after each migration. A line is a kind, the oid of its
+#: schema, and a name; schemas are lines of their own. Sequences are left out, as most belong to a column; the server's
+#: own objects have lower oids. Catalog pages: pg_class, pg_type, pg_proc, pg_namespace, pg_extension, pg_depend.
+NAMES = f"""
+SELECT pg_catalog.string_agg(line, pg_catalog.chr(30)) FROM (
+    SELECT CASE relkind WHEN 'c' THEN 't' ELSE 'r' END || relnamespace || pg_catalog.chr(31) || relname AS line
+      FROM pg_catalog.pg_class
+     WHERE oid >= 16384 AND relkind IN ('r', 'p', 'f', 'v', 'm', 'c') AND oid NOT IN ({_MEMBERS.format(1259)})
     UNION ALL
-    SELECT 'schema', nspname::text, '' FROM pg_catalog.pg_namespace
-     WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' AND oid NOT IN (
-        SELECT objid FROM pg_catalog.pg_depend WHERE refclassid = 3079 AND classid = 2615 AND deptype = 'e')
+    SELECT 't' || typnamespace || pg_catalog.chr(31) || typname FROM pg_catalog.pg_type
+     WHERE oid >= 16384 AND typtype IN ('d', 'e', 'r') AND oid NOT IN ({_MEMBERS.format(1247)})
     UNION ALL
-    SELECT 'extension', '', extname::text FROM pg_catalog.pg_extension
-  ) AS names
+    SELECT 'f' || pronamespace || pg_catalog.chr(31) || proname FROM pg_catalog.pg_proc
+     WHERE oid >= 16384 AND oid NOT IN ({_MEMBERS.format(1255)})
+    UNION ALL
+    SELECT CASE WHEN oid IN ({_MEMBERS.format(2615)}) THEN 'm' ELSE 'n' END || oid || pg_catalog.chr(31) || nspname
+      FROM pg_catalog.pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
+    UNION ALL
+    SELECT 'e' || pg_catalog.chr(31) || extname FROM pg_catalog.pg_extension
+) AS lines
 """
+_KINDS = {"r": "relation", "t": "type", "f": "function"}
 
 
 def text_of(answer: str | bytes | None, errors: str = "backslashreplace") -> str:
@@ -77,10 +73,29 @@ def text_of(answer: str | bytes | None, errors: str = "backslashreplace") -> str
     return answer.decode("utf-8", errors) if isinstance(answer, bytes) else answer or ""
 
 
+def lines_of(answer: str | bytes | None) -> frozenset[str]:
+    """Cut the answer to `NAMES` into its lines."""
+    return frozenset(text_of(answer).split("\x1e"))
+
+
+def is_schema_line(line: str) -> bool:
+    """Tell whether a line names a schema, with which others are read."""
+    return line[:1] in ("n", "m")
+
+
 def names_of(answer: str | bytes | None, ignore: Collection[Pattern]) -> frozenset[Name]:
     """Read the answer to `NAMES`, without what is ignored."""
+    return names_in(lines_of(answer), ignore)
+
+
+def names_in(lines: Collection[str], ignore: Collection[Pattern]) -> frozenset[Name]:
+    """Read lines of the answer to `NAMES`, those of the schemas among them, without what is ignored."""
     is_ignored = ignoring(ignore)
-    found = (Name(*each.split("\x1f")) for each in text_of(answer).split("\x1e") if each)
+    parts = [(line[:1], *line[1:].split("\x1f")) for line in lines if line]
+    schemas = {oid: name for kind, oid, name in parts if kind in ("n", "m")}
+    found = [Name("schema", name, "") for kind, _, name in parts if kind == "n"]
+    found += [Name("extension", "", name) for kind, _, name in parts if kind == "e"]
+    found += [Name(_KINDS[kind], schemas[oid], name) for kind, oid, name in parts if kind in _KINDS and oid in schemas]
     return frozenset(each for each in found if not is_ignored(each.schema, each.name))
 
 

@@ -50,6 +50,8 @@ class Replay:
     order: tuple[str, ...] = ()
     #: names in the live schema, as `schema.reading.Name`: a digest is taken only where the names agree
     live: tuple[tuple[str, str, str], ...] = ()
+    #: the live schema, as JSON of `schema.reading.encoded`: among the sets with its names, the nearest is told whole
+    here: str = ""
     #: what to leave out, as (schema, name) with `*`
     ignore: tuple[tuple[str, str], ...] = ()
     #: sets of recorded revisions at which the whole schema is told

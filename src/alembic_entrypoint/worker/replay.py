@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from alembic_entrypoint.schema import reading
+from alembic_entrypoint.schema.difference import unlike
 from alembic_entrypoint.schema.facts import Snapshot
 from alembic_entrypoint.schema.reading import Name
 from alembic_entrypoint.worker.confined import End, confine
@@ -25,10 +27,14 @@ class Replaying:
         self._work = work
         self._live = frozenset(Name(*each) for each in self.asked.live)
         self._live_objects = Counter(each.schema for each in self._live if _is_object(each))
+        self._here = reading.decoded(json.loads(self.asked.here)) if self.asked.here else None
+        #: the set with the fewest facts that are unlike the live ones, with their number and its schema
+        self._nearest: tuple[int, tuple[str, ...], Snapshot] | None = None
         self._shown = {tuple(sorted(each)) for each in self.asked.shown}
         self._ignore = self.asked.ignore
         self._statements = 0
         self._lines: frozenset[str] = frozenset()
+        self._schemas: frozenset[str] = frozenset()
         self._names: frozenset[Name] = frozenset()
         #: schemas and extensions that are there before the first migration
         self._surroundings: frozenset[Name] = frozenset()
@@ -74,7 +80,7 @@ class Replaying:
         added, removed = self._changes(connection) if executed else ([], [])
         if not migration:
             self._surroundings = frozenset(each for each in self._names if not _is_object(each))
-        told: Message = {"digest": None, "rows": None, "snapshot": None}
+        told: Message = {"digest": None, "rows": None, "snapshot": None, "unlike": None}
         is_shown = recorded in self._shown
         if is_shown or self._is_like_live():
             snapshot = self._snapshot(connection)
@@ -82,6 +88,7 @@ class Replaying:
                 "digest": snapshot.digest,
                 "rows": self._rows(connection),
                 "snapshot": reading.encoded(snapshot) if is_shown else None,
+                "unlike": self._unlike(recorded, snapshot),
             }
         self._parent.tell(
             "visited",
@@ -95,13 +102,43 @@ class Replaying:
             **told,
         )
 
+    def tell_nearest(self) -> None:
+        """Tell the whole schema of the set that is nearest to what is live, of those with the same names."""
+        if self._nearest is not None:
+            _, recorded, snapshot = self._nearest
+            self._parent.tell("nearest", recorded=recorded, snapshot=reading.encoded(snapshot))
+
+    def _unlike(self, recorded: tuple[str, ...], there: Snapshot) -> int | None:
+        """Count the facts that are unlike the live ones, in the schemas that were touched so far."""
+        if self._here is None:
+            return None
+        made = self._names - self._surroundings
+        here = {
+            thing: told
+            for thing, told in self._here.facts.items()
+            if (Name(thing.kind.value, thing.schema, thing.name) in made or thing.schema in self._objects)
+            and Name(thing.kind.value, thing.schema, thing.name) not in self._surroundings
+        }
+        count = unlike(Snapshot(there.major, here), there)
+        if count and (self._nearest is None or count <= self._nearest[0]):
+            self._nearest = count, recorded, there
+        return count
+
     def _changes(self, connection: Any) -> tuple[list[Name], list[Name]]:
-        """Read the names, and give those that have come and gone; only these are taken apart."""
-        lines = frozenset(reading.text_of(_ask(connection, reading.NAMES)[0]).split("\x1e"))
-        added = reading.names_of("\x1e".join(lines - self._lines), self._ignore)
-        removed = reading.names_of("\x1e".join(self._lines - lines), self._ignore)
+        """Read the names, and give those that have come and gone; most often only these are taken apart."""
+        before, lines = self._lines, reading.lines_of(_ask(connection, reading.NAMES)[0])
         self._lines = lines
-        self._names = (self._names | added) - removed if added or removed else self._names
+        come, gone = lines - before, before - lines
+        if any(map(reading.is_schema_line, come | gone)):
+            self._schemas = frozenset(filter(reading.is_schema_line, lines))
+            names = reading.names_in(lines, self._ignore)
+            added, removed = names - self._names, self._names - names
+        else:
+            schemas = self._schemas
+            added = reading.names_in(come | schemas, self._ignore) - self._names
+            removed = reading.names_in(gone | schemas, self._ignore) - reading.names_in(schemas, self._ignore)
+            names = (self._names - removed) | added
+        self._names = names
         self._objects.update(each.schema for each in added if _is_object(each))
         self._objects.subtract(each.schema for each in removed if _is_object(each))
         return sorted(added), sorted(removed)
@@ -211,6 +248,7 @@ def run(request: Request, parent: Any, policy: Policy, work: Any, environment: A
         return [replaying.watched(step, n, len(steps)) for n, step in enumerate(steps, 1)]
 
     environment.run(at_migrations, dont_mutate=True)
+    replaying.tell_nearest()
 
 
 def prepare(request: Request, parent: Any, policy: Policy, work: Any) -> None:

@@ -50,6 +50,7 @@ _OBJECTS = re.compile(
 )
 
 
+@functools.lru_cache(maxsize=64)  # our own, asked after each migration, are long
 def beyond(statement: str) -> str | None:
     """Name what in a statement reaches beyond one database, in the words that it uses; None where nothing does.
 

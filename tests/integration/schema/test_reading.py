@@ -49,7 +49,12 @@ def test_names_are_those_of_the_snapshot(rich: Rich) -> None:
     kinds = ("schema", "extension", "relation", "type")
     assert of(found, *kinds) == of(expected, *kinds)
     signatures = {(kind, schema, name.partition("(")[0].strip('"')) for kind, schema, name in of(expected, "function")}
-    assert of(found, "function") == signatures
+    # A range type brings functions of its name, which are no facts of their own.
+    of_ranges = {("function", schema, name) for _, schema, name in of(expected, "type")}
+    assert signatures <= of(found, "function")
+    assert {name.removesuffix("_multirange") for _, _, name in of(found, "function") - signatures} <= {
+        name for _, _, name in of_ranges
+    }
 
 
 def test_tables_with_rows_are_named(rich: Rich) -> None:
