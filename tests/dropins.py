@@ -36,7 +36,8 @@ def commands_in(text: str) -> list[list[str]]:
     text = re.sub(r"--entrypoint alembic-entrypoint \S+", "alembic-entrypoint", text)
     text = re.sub(r"(?:pip install|add) [^&;`\n]*", "", text)
     found = [re.sub(r"[\"',]", "", match[1]).split() for match in _COMMAND.finditer(text)]
-    return [words for words in found if words]
+    # `alembic-entrypoint 0.1.0` is no command, but a version.
+    return [words for words in found if words and not words[0][0].isdigit()]
 
 
 def assert_command(words: list[str]) -> None:

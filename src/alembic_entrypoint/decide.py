@@ -251,8 +251,8 @@ ROWS: tuple[Row, ...] = (
         "something is recorded, and the last settling here ended without the proof that it owed",
         "{version_table} records {recorded}, and the run that recorded it ended before it had proved it.",
         "The schema may differ from what is recorded.",
-        "`alembic-entrypoint diagnose --prove` shows how it differs. Mend the schema and start again; if it is right as "
-        "it is: `alembic-entrypoint record {recorded_spaced} --unproven`.",
+        "`alembic-entrypoint diagnose --prove` shows how it differs. Mend the schema and start again; if it is right "
+        "as it is: `alembic-entrypoint record {recorded_spaced} --unproven`.",
     ),
     Row(
         State.SET_ASIDE,
@@ -287,8 +287,8 @@ ROWS: tuple[Row, ...] = (
         "They may come from `create_all()`, a restore, a half-applied migration or another app. Running the migrations "
         "would fail half-way or double what is there; `alembic stamp head` would record steps that were never applied.",
         "If the tables belong to another app, name them: ALEMBIC_ENTRYPOINT_IGNORE='{tables_spaced}'. If they are this "
-        "app's, restore the version table with them, or see which revision they are nearest to: `alembic-entrypoint plan "
-        "--prove`. Nothing was changed.",
+        "app's, restore the version table with them, or see which revision they are nearest to: "
+        "`alembic-entrypoint plan --prove`. Nothing was changed.",
     ),
     Row(
         State.FRESH,

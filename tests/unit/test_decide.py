@@ -255,7 +255,7 @@ def test_the_message_of_lost() -> None:
         "rebased or deleted. `alembic stamp head` would record c whatever the schema is: steps would be left out for "
         "good, and nobody would notice.\n"
         "Deploy the image that ships a2242b61af45. If its file was deleted or squashed by mistake, bring it back and "
-        "build again. Nothing was changed; `alembic-entrypoint plan` shows this again at any time."
+        "build again. Nothing was changed; `alembic-entrypoint plan --prove` shows how the schema differs."
     )
 
 
@@ -267,8 +267,8 @@ def test_the_message_of_untracked() -> None:
         "would fail half-way or double what is there; `alembic stamp head` would record steps that were never "
         "applied.\n"
         "If the tables belong to another app, name them: ALEMBIC_ENTRYPOINT_IGNORE='public.users audit.log'. If they "
-        "are this app's, restore the version table with them, or find out which revision they are at. Nothing was "
-        "changed."
+        "are this app's, restore the version table with them, or see which revision they are nearest to: "
+        "`alembic-entrypoint plan --prove`. Nothing was changed."
     )
 
 
