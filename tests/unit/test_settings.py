@@ -121,6 +121,7 @@ def test_an_option_wins_over_a_variable_that_cannot_be_used() -> None:
         ("LOCK_WAIT", "nan", "a number of seconds, 0 or more"),
         ("DDL_RETRIES", "1.5", "a whole number, 0 or more"),
         ("DDL_RETRIES", "-1", "a whole number, 0 or more"),
+        ("BACKUP_KEEP", "0", "a whole number, 1 or more, or all"),
         ("MODE", "on", "one of migrate, await, off"),
         ("LOG_LEVEL", "loud", "one of debug, info, warning, error"),
         ("LOG_FORMAT", "xml", "one of auto, console, json"),
