@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 
 from alembic_entrypoint.decide import Action, Decision
-from alembic_entrypoint.errors import Ended, Failed, Misconfigured, Refused, TryAgain
+from alembic_entrypoint.errors import Denied, Ended, Failed, Misconfigured, Refused, TryAgain
 from alembic_entrypoint.facts import Facts
 from alembic_entrypoint.keeper import Keeper
 from alembic_entrypoint.lock import Lock, LockLost
@@ -26,6 +26,12 @@ from alembic_entrypoint.worker.messages import Message
 
 #: lock_not_available and deadlock_detected: the server took our side's statement back so that others can go on.
 MAY_PASS = ("55P03", "40P01")
+#: insufficient_privilege
+DENIED = "42501"
+GRANT = (
+    "The app was not started. Grant the right that is missing, or migrate with the role that owns the tables; "
+    "`alembic-entrypoint diagnose` says which rights are there."
+)
 #: Seconds in which the server must have ended what a worker left there; a session that it cannot end is said.
 ENDING = 5.0
 
@@ -120,13 +126,14 @@ def failed(lock: Lock, progress: Progress) -> Ended:
         lines.append(words.rolled_back.format(last=applied[-1]))
     else:
         lines.append("The database is as before: nothing was committed.")
-    lines.append(words.mend)
+    is_denied = failure["sqlstate"] == DENIED and not applied and not left_behind
+    lines.append(GRANT if is_denied else words.mend)
     if progress.backup:
         lines.append(progress.backup.words)
     assert progress.facts is not None  # else no migration had begun
     progress.end("failed", recorded_now(lock.connection, progress.facts.version_table), lines[0])
     passes = (failure["sqlstate"] in MAY_PASS or _is_lost(failure)) and not applied and not left_behind
-    kind: type[Ended] = TryAgain if passes else Failed
+    kind: type[Ended] = TryAgain if passes else Denied if is_denied else Failed
     if passes and progress.blocker:
         lines.insert(1, f"It was blocked by {progress.blocker}.")
     return kind(

@@ -76,7 +76,7 @@ def test_history_tells_who_migrated_what_from_which_image_and_how_it_ended(tree:
 
 
 def test_a_refusal_that_is_repeated_is_one_line(tree: Project, database: Database) -> None:
-    database.execute("CREATE TABLE stranger ()")
+    database.execute("CREATE TABLE t1 (not_ours text)")
     for _ in range(3):
         assert run(tree, database).code == 65
     assert [(each["outcome"], each["times"]) for each in history(tree, database)] == [("refused", 3)]

@@ -88,9 +88,9 @@ def test_the_database_is_late(tree: Project) -> None:
 
 
 def test_a_squash(tree: Project, database: Database) -> None:
-    """One starts the app on whatever is there, one records head for it; ours refuses and changes nothing."""
+    """One starts the app on whatever is there, one records head for it; ours finds out what is there, or refuses."""
     shell(tree, database.url, "alembic upgrade r1")
-    database.execute("UPDATE alembic_version SET version_num = 'a2242b61af45'")
+    database.execute("UPDATE alembic_version SET version_num = 'a2242b61af45'; ALTER TABLE t1 ADD more int")
     assert "started" not in shell(tree, database.url, UPGRADE).stdout
     assert "started" in shell(tree, database.url, STAMP).stdout
     assert database.query("TABLE alembic_version") == [("a2242b61af45",)]
@@ -99,6 +99,10 @@ def test_a_squash(tree: Project, database: Database) -> None:
     assert "started" in shell(tree, database.url, PURGE).stdout
     assert database.query("TABLE alembic_version") == [("r3",)]
     assert database.query("SELECT to_regclass('t3')") == [(None,)]
+
+    database.execute("UPDATE alembic_version SET version_num = 'a2242b61af45'; ALTER TABLE t1 DROP more")
+    assert ours(tree, database.url) == (0, "started\n")
+    assert database.query("SELECT to_regclass('t3')::text") == [("t3",)]
 
 
 def test_the_statement_of_a_killed_plain_alembic_runs_on(tree: Project, database: Database) -> None:

@@ -93,7 +93,7 @@ def test_the_app_waits_for_head_and_reads_the_history_with_its_own_role(roles: R
 @pytest.mark.extra
 def test_the_app_that_would_have_to_migrate_is_refused_and_nothing_is_changed(roles: Roles) -> None:
     refused = roles.start("app", "run", "--", "echo", "the app")
-    assert refused.code == 1, refused.message
+    assert refused.code == 77, refused.message
     assert "permission denied for schema public" in refused.message
     assert "The database is as before" in refused.message
     assert refused.stdout == ""

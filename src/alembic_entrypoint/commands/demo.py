@@ -31,7 +31,7 @@ def demo(write: Write, *, serve: bool = False) -> int:
         if serve:
             _serve(stage)
         else:
-            for act in (_first_start, _second_start, _three_replicas, _refusal):
+            for act in (_first_start, _second_start, _three_replicas, _recovery, _refusal):
                 act(stage)
             write("\nThe demo is over: its PostgreSQL and its files are gone.")
     return 0
@@ -154,10 +154,17 @@ def _three_replicas(stage: Stage) -> None:
         stage.write(f"  replica {n}: {did}; serves {answer}")
 
 
-def _refusal(stage: Stage) -> None:
-    stage.title(f"A refusal: somebody squashed the migrations, and the database still records {LOST}")
+def _recovery(stage: Stage) -> None:
+    stage.title(f"A lost revision that can be proved: the migrations were squashed, and {LOST} is still recorded")
     url = stage.server.url_for("notes")
     stage.query(url, f"UPDATE alembic_version SET version_num = '{LOST}'")
+    _start_service(stage, url)
+
+
+def _refusal(stage: Stage) -> None:
+    stage.title("A refusal: the same, and somebody has added a column by hand")
+    url = stage.server.url_for("notes")
+    stage.query(url, f"UPDATE alembic_version SET version_num = '{LOST}'; ALTER TABLE notes ADD author text")
     output = stage.service.parent / "output"
     stage.write("$ alembic-entrypoint run -- python -m notes; echo $?")
     with stage.start(["run", "--", sys.executable, "-m", "notes"], url, output) as process:
