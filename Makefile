@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 	$(BIN)/alembic-entrypoint demo
 
 test: test-unit
-	$(PYTEST) -m "not extra and not container and not faults" --ignore tests/unit tests
+	$(PYTEST) -m "not wide and not extra and not container and not faults" --ignore tests/unit tests
 
 test-unit: $(VENV)/installed
 	$(BIN)/python -m coverage run -m pytest -q tests/unit
@@ -26,7 +26,7 @@ test-all: test-extra test-containers test-faults
 
 test-extra: $(VENV)/installed
 	bash tests/install-extra.sh
-	$(PYTEST) -m "extra and not faults and not container" tests
+	$(PYTEST) -m "(extra or wide) and not faults and not container" tests
 
 test-containers: $(VENV)/installed
 	$(BIN)/python -m pytest -m container tests/container
@@ -43,9 +43,10 @@ faults: $(VENV)/installed
 	$(BIN)/python -m pytest -m faults $(ALONE)
 
 # The oldest versions that are supported, on the oldest Python that is at hand.
+LOWEST := run optuna ledger recovery autogenerate downgrade launch
 test-lowest:
 	$(MAKE) VENV=.venv-lowest CONSTRAINTS="-c tests/lowest.txt" .venv-lowest/installed
-	.venv-lowest/bin/python -m pytest -q -n 2 -m "not extra and not container and not faults" tests/unit tests/acceptance tests/integration/test_env_matrix*.py
+	.venv-lowest/bin/python -m pytest -q -n 2 -m "not extra" tests/unit tests/integration/test_env_matrix*.py $(LOWEST:%=tests/acceptance/test_%.py)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

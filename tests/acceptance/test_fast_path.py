@@ -76,6 +76,7 @@ IMAGE: dict[str, Callable[[Project], object]] = {
 }
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("change", IMAGE.values(), ids=IMAGE.keys())
 def test_another_image_is_looked_at(settled: Project, database: Database, change: Callable[[Project], object]) -> None:
     change(settled)
@@ -98,6 +99,7 @@ SETTINGS: dict[str, list[str]] = {
 }
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("arguments", SETTINGS.values(), ids=SETTINGS.keys())
 def test_other_settings_are_looked_at(settled: Project, database: Database, arguments: list[str]) -> None:
     assert not is_fast(run(settled, database, *arguments))
@@ -139,6 +141,7 @@ DATABASE: dict[str, str] = {
 }
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("change", DATABASE.values(), ids=DATABASE.keys())
 def test_another_database_is_looked_at(settled: Project, database: Database, change: str) -> None:
     database.execute(change)
@@ -174,6 +177,7 @@ PREFECT = """context.script.__dict__.pop("_version_locations", None)
         context.configure(connection=connection)"""
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("configure", "variable", "value"),
     [(TENANT, "TABLE", "tenant_version"), (SCHEMA, "SCHEMA", "tenant"), (PATH, "SCHEMA", "tenant")],
@@ -202,6 +206,7 @@ def test_version_locations_chosen_at_run_time_are_never_fast(tree: Project, data
     assert "image and database are as the last" not in str(result.named("schema.decided"))
 
 
+@pytest.mark.wide
 def test_a_standby_is_not_started_on_by_what_its_primary_saw(tree: Project, server: Server) -> None:
     with standby_of(server) as standby:
         primary = Database(server, "postgres")

@@ -103,6 +103,7 @@ def test_an_older_image_starts_with_a_warning_where_that_is_allowed(
     assert database.query("SELECT version_num FROM alembic_version") == [("r3",)]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("declared", "code"), [("r2", 0), ("r1", 0), ("r3", 65), ("nonsense", 65)])
 def test_a_migration_names_the_oldest_image_that_can_bear_it(
     tree: Project, old: Project, database: Database, declared: str, code: int
@@ -191,6 +192,7 @@ def restored_from_an_older_dump(tree: Project, database: Database) -> None:
     database.execute("INSERT INTO alembic_version SELECT * FROM kept; DROP TABLE kept")
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     "past",
     [
@@ -247,6 +249,7 @@ def another(server: Server, database: Database, way: Callable[[Server, Database]
         server.execute(f"DROP DATABASE {copy.name} WITH (FORCE)")
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("way", [copied_by_template, renamed])
 def test_a_copy_is_not_taken_for_the_original_and_its_history_says_where_it_came_from(
     tree: Project, old: Project, server: Server, database: Database, way: Callable[[Server, Database], Database]
@@ -314,6 +317,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
 def test_a_broken_ledger_is_never_in_the_way(tree: Project, database: Database, damage: str) -> None:
     run(tree, database, "migrate", "--target", "r2")
@@ -324,6 +328,7 @@ def test_a_broken_ledger_is_never_in_the_way(tree: Project, database: Database, 
         assert [row[0] for row in database.query("SELECT version_num FROM alembic_version")] == expected
 
 
+@pytest.mark.wide
 def test_a_ledger_that_somebody_has_locked_is_passed_by(tree: Project, database: Database) -> None:
     run(tree, database, "migrate", "--target", "r2")
     with psycopg.connect(database.url) as connection:

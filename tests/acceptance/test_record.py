@@ -81,6 +81,7 @@ def test_what_cannot_be_recorded_is_a_wrong_command_line(tree: Project, lost: Da
     assert recorded(lost) == ["lost"]
 
 
+@pytest.mark.wide
 def test_what_was_set_aside_and_is_recorded_by_hand_is_no_longer_set_aside(
     tree: Project, lost: Database, tmp_path: Path
 ) -> None:
@@ -108,6 +109,7 @@ def test_plan_proves_when_asked_and_writes_nothing(tree: Project, lost: Database
     assert recorded(lost) == ["lost"]
 
 
+@pytest.mark.wide
 def test_diagnose_sees_drift_and_what_the_ledger_knows(tree: Project, database: Database) -> None:
     assert run(tree, database, "migrate", "--image", "v1").code == 0
     database.execute("ALTER TABLE t2 ADD more int")

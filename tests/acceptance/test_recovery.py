@@ -39,6 +39,7 @@ FORGET = {
 }
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("forget", FORGET)
 @pytest.mark.parametrize("at", ["r1", "r2", "r3"])
 def test_a_database_is_proved_at_its_revision_and_upgraded_from_there(
@@ -144,6 +145,7 @@ def test_a_squash_takes_the_place_of_its_last_member_after_proof(
     assert recorded(database) == ["r4"]
 
 
+@pytest.mark.wide
 def test_a_squash_that_makes_something_else_is_refused(tree: Project, database: Database, tmp_path: Path) -> None:
     run(tree, database)
     result = run(squashed(tmp_path / "squashed", more="\nop.execute('CREATE TABLE more ()')"), database)
@@ -172,6 +174,7 @@ def test_a_service_in_a_database_that_others_use_is_proved_at_base(tree: Project
     assert database.query("SELECT id FROM theirs") == [(1,)]
 
 
+@pytest.mark.wide
 def test_a_table_of_the_same_name_is_not_base(tree: Project, database: Database) -> None:
     database.execute("CREATE TABLE t2 (theirs text)")
     result = run(tree, database)
@@ -179,6 +182,7 @@ def test_a_table_of_the_same_name_is_not_base(tree: Project, database: Database)
     assert database.query("SELECT to_regclass('t1')") == [(None,)]
 
 
+@pytest.mark.wide
 def test_strangers_are_a_difference_unless_they_are_named(tree: Project, database: Database) -> None:
     run(tree, database)
     database.execute("CREATE TABLE theirs (); UPDATE alembic_version SET version_num = 'lost'")
@@ -201,6 +205,7 @@ def test_seed_rows_that_create_all_did_not_make_are_a_difference(tree: Project, 
     assert database.query("SELECT id FROM t1") == [(1,)]
 
 
+@pytest.mark.wide
 def test_some_rows_known_and_some_not(tree: Project, database: Database) -> None:
     run(tree, database)
     database.execute("INSERT INTO alembic_version VALUES ('lost')")
@@ -208,6 +213,7 @@ def test_some_rows_known_and_some_not(tree: Project, database: Database) -> None
     assert recorded(database) == ["r3"]
 
 
+@pytest.mark.wide
 def test_a_version_table_in_another_schema_is_the_one_that_is_swapped(tree: Project, database: Database) -> None:
     database.execute("CREATE SCHEMA app")
     env = (tree.folder / "migrations/env.py").read_text()
@@ -224,6 +230,7 @@ def test_a_version_table_in_another_schema_is_the_one_that_is_swapped(tree: Proj
     assert database.query("SELECT version_num FROM alembic_version") == [("of another app",)]
 
 
+@pytest.mark.wide
 def test_who_is_refused_again_and_again_replays_once(tree: Project, database: Database) -> None:
     run(tree, database)
     database.execute("ALTER TABLE t3 ADD COLUMN email text; UPDATE alembic_version SET version_num = 'lost'")
@@ -233,6 +240,7 @@ def test_who_is_refused_again_and_again_replays_once(tree: Project, database: Da
     assert "t3.email" in again.message
 
 
+@pytest.mark.wide
 def test_the_ledger_tells_what_was_recorded_before(tree: Project, database: Database) -> None:
     run(tree, database)
     database.execute(FORGET["lost"])

@@ -130,6 +130,7 @@ def test_tables_that_create_all_made_from_newer_models(tmp_path: Path, database:
     assert database.query("SELECT to_regclass('alembic_version')") == [(None,)]
 
 
+@pytest.mark.wide
 def test_a_migration_that_was_half_applied(tmp_path: Path, database: Database, copy: Database) -> None:
     """Without a transaction around it: the table is there, its column is not, and nothing is recorded of it."""
     tree = line(tmp_path / "tree", "r1")
@@ -150,6 +151,7 @@ def test_a_migration_that_was_half_applied(tmp_path: Path, database: Database, c
     assert "documents" in run(tree, database, "diagnose", "--prove").stdout
 
 
+@pytest.mark.wide
 def test_a_database_that_was_made_before_and_was_never_recorded_half_way(tmp_path: Path, database: Database) -> None:
     """The same, found without a version table: no revision has this schema, and the nearest is named."""
     tree = line(tmp_path / "tree", "r1")

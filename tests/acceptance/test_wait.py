@@ -175,6 +175,7 @@ def test_a_reason_is_logged_when_it_changes_and_not_for_each_try(tmp_path: Path)
     ]
 
 
+@pytest.mark.wide
 def test_the_last_reason_is_in_the_final_message(tmp_path: Path) -> None:
     with answering(STARTING) as server:
         env = {"DATABASE_URL": server.url, "ALEMBIC_ENTRYPOINT_WAIT_TIMEOUT": "4"}
@@ -332,6 +333,7 @@ def test_tls_that_is_wanted_or_refused_is_told_after_a_short_grace(tmp_path: Pat
         assert text in results[login].message
 
 
+@pytest.mark.wide
 def test_a_database_that_does_not_exist_is_told_after_a_short_grace(tmp_path: Path, server: Server) -> None:
     began = time.monotonic()
     result = entrypoint("run", "echo", "the app", cwd=tmp_path, env={"DATABASE_URL": server.url_for("nowhere")})
@@ -349,6 +351,7 @@ def test_a_database_that_is_made_within_the_grace_is_used(tree: Project, server:
             server.execute("DROP DATABASE late WITH (FORCE)")
 
 
+@pytest.mark.wide
 def test_the_grace_begins_when_the_server_answers(tmp_path: Path) -> None:
     """What makes roles and databases starts with the server, and not with us."""
     late = 2.5

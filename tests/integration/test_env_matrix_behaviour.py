@@ -14,6 +14,8 @@ from env_forms import assert_migrated, async_env_py, env_py, ini_with, migrate, 
 from commands import entrypoint, environment, started
 from servers import Database, is_running, wait_until
 
+pytestmark = pytest.mark.wide
+
 LOGGING = """
 [loggers]
 keys = root

@@ -25,6 +25,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from commands import entrypoint
 from servers import Database, Server, fresh_database, own_server
 
+pytestmark = pytest.mark.wide
+
 CREATORS = {
     "psycopg": (
         "postgresql+psycopg://",

@@ -10,6 +10,8 @@ from env_forms import assert_migrated, env_py, ini_with, migrate, recorded, tabl
 from projects import project
 from servers import Database
 
+pytestmark = pytest.mark.wide
+
 
 def test_a_version_table_of_another_name(tmp_path: Path, database: Database) -> None:
     tree = tree_in(tmp_path, env_py(configure="version_table='my_versions'"))

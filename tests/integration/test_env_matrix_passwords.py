@@ -18,6 +18,8 @@ from commands import Running, started
 from projects import Project
 from servers import Database, Server, fresh_database, own_server, wait_until
 
+pytestmark = pytest.mark.wide
+
 PASSWORDS = {
     "at": "p4@ss@word",
     "slash": "p4/ss/word",

@@ -28,6 +28,8 @@ from commands import entrypoint
 from projects import Project, project
 from servers import Database, Server, fresh_database
 
+pytestmark = pytest.mark.wide
+
 ALEMBIC = str(Path(sys.executable).with_name("alembic"))
 #: pyproject and pyproject_async came with Alembic 1.16.
 TEMPLATES = sorted({each.name for each in (Path(alembic.__file__).parent / "templates").iterdir()} - {"multidb"})

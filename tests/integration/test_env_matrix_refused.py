@@ -13,6 +13,8 @@ from env_forms import env_py, ini_with, migrate, schemas, tables, tree_in, url_o
 from projects import Project
 from servers import Database, Server, fresh_database
 
+pytestmark = pytest.mark.wide
+
 ALEMBIC = str(Path(sys.executable).with_name("alembic"))
 
 

@@ -132,6 +132,7 @@ def two(server: Server) -> Iterator[tuple[Database, Database]]:
         yield one, other
 
 
+@pytest.mark.wide
 @settings(
     max_examples=100,
     deadline=None,
