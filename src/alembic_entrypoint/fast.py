@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any
 
 import psycopg
-from psycopg.pq import ConnStatus
+from psycopg.pq import ConnStatus, TransactionStatus
 
 from alembic_entrypoint.fingerprint import Fingerprint, environment, fingerprint
 from alembic_entrypoint.logs import log
@@ -33,7 +33,8 @@ class Answer(Enum):
 
     #: this very image has seen this very database, and there was nothing to do
     SETTLED = "settled"
-    #: what this image does depends on more than can be seen from outside
+    #: the ledger will not be able to answer: what this image does depends on more than can be seen from outside, the
+    #: environment is another one, or the role may not use the ledger. Whoever starts like that looks for itself
     UNFIT = "unfit"
     UNKNOWN = "unknown"
 
@@ -73,14 +74,27 @@ def ask(connection: psycopg.Connection[Any], image: Fingerprint) -> Known:
     """Ask the ledger about this image. Raises psycopg.OperationalError where the connection is lost."""
     try:
         return _answer(connection, _QUESTION.format(word=image.word, layout=LAYOUT_VERSION))
-    except (psycopg.Error, TypeError, ValueError):
+    except (psycopg.Error, TypeError, ValueError) as error:
         # No ledger, no right, a lock on it, something else in its place: the long way says what there is to say.
         if connection.pgconn.status != ConnStatus.OK:
             raise
-        return UNKNOWN
+        connection.execute("ROLLBACK")
+        return UNKNOWN if _may_use_ledger(connection, error) else Known(Answer.UNFIT)
     finally:
-        if connection.pgconn.status == ConnStatus.OK:
+        if connection.info.transaction_status != TransactionStatus.IDLE and connection.pgconn.status == ConnStatus.OK:
             connection.execute("ROLLBACK")
+
+
+def _may_use_ledger(connection: psycopg.Connection[Any], error: Exception) -> bool:
+    """Tell whether the ledger can answer once somebody has written it: not where our role may not use or make it."""
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return False
+    if not isinstance(error, (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)):
+        return True
+    row = connection.execute(
+        "SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')"
+    ).fetchone()
+    return bool(row and row[0])
 
 
 def _answer(connection: psycopg.Connection[Any], question: str) -> Known:
@@ -95,7 +109,9 @@ def _answer(connection: psycopg.Connection[Any], question: str) -> Known:
         return Known(Answer.UNFIT)
     if pid != connection.info.backend_pid or is_standby or not is_same_path:
         return UNKNOWN
+    if environment(variables) != its_environment:
+        return Known(Answer.UNFIT)
     rows = version_rows(connection, schema, name)
-    if not rows or stamped(rows) != recorded or environment(variables) != its_environment:
+    if not rows or stamped(rows) != recorded:
         return UNKNOWN
     return Known(Answer.SETTLED, tuple(sorted(rows)), tuple(heads))

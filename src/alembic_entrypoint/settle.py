@@ -47,8 +47,9 @@ def settle_at_length(
         target = target.at(ready.address)
         steps.end("wait")
     with ExitStack() as stack:
-        settling = _Settling(settings, target, image, steps, stack)
-        if image is not None and known.answer is not Answer.UNFIT:
+        is_unfit = known.answer is Answer.UNFIT
+        settling = _Settling(settings, target, image, steps, stack, is_unfit)
+        if image is not None and not is_unfit:
             with suppress(_LookFirst):
                 return settling.lock_first(image)
         return settling.look_first()
@@ -63,6 +64,7 @@ class _Settling:
     image: Fingerprint | None
     steps: Steps
     stack: ExitStack
+    is_unfit: bool
     idle: Worker | None = None
 
     def lock_first(self, image: Fingerprint) -> str:
@@ -176,7 +178,8 @@ class _Settling:
 
     def _remember(self, facts: Facts, decision: Decision) -> None:
         """Keep what this start saw where the ledger does not have it yet, if the lock is free; if not, another does."""
-        if self.settings.ledger == "off" or facts.ledger.ancestors.keys() >= set(facts.recorded):
+        is_kept = facts.ledger.ancestors.keys() >= set(facts.recorded)
+        if self.settings.ledger == "off" or self.is_unfit or is_kept:
             return
         name = application_name(self.settings, "locking")
         waits = 0.0, self.settings.wait_timeout

@@ -67,6 +67,9 @@ def settle(settings: Settings, steps: Steps) -> str:
     if target is not None:
         with reached(target.address, settings.wait_timeout) as (connection, ready):
             log("server.examined", version=ready.server.version, pooled=ready.server.is_pooled)
+            if ready.server.is_pooled:
+                # Locks may not hold there: whoever has nothing to do starts without one.
+                image = None
             if image is not None:
                 known = ask(connection, image)
         target = target.at(ready.address)
