@@ -159,6 +159,17 @@ def record(revs: tuple[str, ...], unproven: bool, yes: str | None, **options: st
     return record_by_hand(settings, revs, unproven=unproven, yes=yes, write=click.echo)
 
 
+@program.command(epilog=_VARIABLES)
+@with_settings
+@click.option("--yes", metavar="NAME", help="do not ask; NAME is the database's")
+def rebuild(yes: str | None, **options: str | None) -> int:
+    """For development: drop everything that the migrations made, and migrate again. Asks for the database's name."""
+    settings = _settings(_given(options))
+    from alembic_entrypoint.commands.rebuild import rebuild as drop_and_migrate
+
+    return drop_and_migrate(settings, yes=yes, write=click.echo)
+
+
 @program.command()
 @click.argument("paths", nargs=-1, type=click.Path())
 @click.option("--dry-run", is_flag=True, help="say what would be removed")

@@ -120,7 +120,6 @@ def by_client_cursor(url: str) -> Any:
     ("connect", "stalls"),
     [(by_psycopg2, False), (by_psycopg, True), (by_client_cursor, False)],
     ids=["psycopg2", "psycopg", "client cursor"],
-    ids=lambda each: str(each),
 )
 def test_a_holder_that_is_idle_in_a_transaction_may_stall_a_build(
     database: Database, connect: Callable[[str], Any], stalls: bool, kind: str

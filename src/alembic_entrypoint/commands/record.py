@@ -49,7 +49,9 @@ def record(settings: Settings, revisions: Sequence[str], *, unproven: bool, yes:
         _show(target, facts, decision, wanted, write)
         if not unproven:
             _prove(connection, settings, target, facts, wanted, write)
-    _confirm(target, unproven, yes, write)
+    if unproven:
+        write("Nothing is proved: steps that were never applied would be left out for good, and nobody would notice.")
+    confirm(target, by_name=unproven, yes=yes, verb="record it")
     name = application_name(settings, "locking")
     with locked(target.address, settings.lock_wait, settings.wait_timeout, name, lambda _: False) as lock:
         assert lock is not None
@@ -103,20 +105,18 @@ def _prove(
     return proof
 
 
-def _confirm(target: Target, unproven: bool, yes: str | None, write: Write) -> None:
-    """Ask on a terminal; against a proof the database's name is typed. Raises Usage where it is not confirmed."""
+def confirm(target: Target, *, by_name: bool, yes: str | None, verb: str) -> None:
+    """Ask on a terminal, for the database's name where more is at stake. Raises Usage where it is not confirmed."""
     name = target.address.place.dbname
-    if unproven:
-        write("Nothing is proved: steps that were never applied would be left out for good, and nobody would notice.")
-    wanted = name if unproven else "yes"
+    wanted = name if by_name else "yes"
     if yes is not None:
-        if unproven and yes != name:
+        if by_name and yes != name:
             raise Usage(f"--yes={yes!r} is not the name of the database, {name!r}. Nothing was changed.")
         return
     if not sys.stdin.isatty():
-        option = f"--yes={name}" if unproven else "--yes"
+        option = f"--yes={name}" if by_name else "--yes"
         raise Usage(f"It is confirmed first, and there is no terminal to ask on. Nothing was changed.\nAdd {option}")
-    sys.stderr.write(f"Type {wanted} to record it: ")
+    sys.stderr.write(f"Type {wanted} to {verb}: ")
     sys.stderr.flush()
     if sys.stdin.readline().strip() != wanted:
         raise Usage("It was not confirmed. Nothing was changed.")
