@@ -26,7 +26,8 @@ T = TypeVar("T")
 Connection = psycopg.Connection[Any]
 
 #: What it is worth to wait for another's lock on the ledger: it is in nobody's way, and nobody's is in ours.
-_PATIENCE = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '5s'"
+#: Nor is the disk waited for: a migration's own commit, which comes later, flushes what was written here before it.
+_PATIENCE = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '5s'; SET LOCAL synchronous_commit = off"
 #: As many images as can be told at once to have nothing to do, and settlings as many as anybody reads.
 _STARTS, _SETTLINGS, _REPLAYS = 20, 1000, 5
 
