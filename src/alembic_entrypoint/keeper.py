@@ -53,7 +53,7 @@ class Keeper:
         book = self._book(facts)
         if book is None or decision.image:
             return
-        if decision.action is Action.START:
+        if decision.state is State.CURRENT:
             self.applied(book, facts, facts.recorded)
         elif decision.action is Action.REFUSE or self._settings.recover == "off":
             book.refused(facts, decision.state.value, decision.because)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,9 +41,6 @@ def run(tree: Project, database: Database, *arguments: str, **env: str) -> Resul
 
 def alembic(tree: Project, database: Database, *arguments: str) -> None:
     """Run plain Alembic, which knows of no ledger."""
-    import subprocess
-    import sys
-
     url = database.url.replace("postgresql:", "postgresql+psycopg:")
     ini = (tree.folder / "alembic.ini").read_text()
     (tree.folder / "plain.ini").write_text(ini.replace("driver://user:pass@localhost/dbname", url.replace("%", "%%")))
@@ -100,6 +99,8 @@ def test_an_older_image_starts_with_a_warning_where_that_is_allowed(
     result = run(old, database, "run", "--ahead", "run", "--", "echo", "up")
     assert (result.code, result.stdout, result.state) == (0, "up\n", "AHEAD")
     assert result.named("schema.decided")[0]["level"] == "warning"
+    # What the newer image knows of its own revisions stays.
+    assert database.query("SELECT revision FROM alembic_entrypoint.recorded") == [("r3",)]
     assert database.query("SELECT version_num FROM alembic_version") == [("r3",)]
 
 
@@ -240,6 +241,17 @@ def renamed(server: Server, database: Database) -> Database:
     return Database(server, f"{database.name}_copy")
 
 
+def dumped_and_restored(server: Server, database: Database) -> Database:
+    server.execute(f"CREATE DATABASE {database.name}_copy")
+    copy = Database(server, f"{database.name}_copy")
+    dump = subprocess.run(
+        [str(server.binaries / "pg_dump"), "-d", database.url], capture_output=True, text=True, check=True
+    )
+    restore = [str(server.binaries / "psql"), "-q", "-v", "ON_ERROR_STOP=1", "-d", copy.url]
+    subprocess.run(restore, input=dump.stdout, capture_output=True, text=True, check=True)
+    return copy
+
+
 @contextmanager
 def another(server: Server, database: Database, way: Callable[[Server, Database], Database]) -> Iterator[Database]:
     copy = way(server, database)
@@ -250,7 +262,7 @@ def another(server: Server, database: Database, way: Callable[[Server, Database]
 
 
 @pytest.mark.wide
-@pytest.mark.parametrize("way", [copied_by_template, renamed])
+@pytest.mark.parametrize("way", [copied_by_template, renamed, dumped_and_restored])
 def test_a_copy_is_not_taken_for_the_original_and_its_history_says_where_it_came_from(
     tree: Project, old: Project, server: Server, database: Database, way: Callable[[Server, Database], Database]
 ) -> None:
