@@ -94,7 +94,7 @@ def weak_role(database: Database, *grants: str) -> Iterator[str]:
         pytest.param("FRESH", "", marks=pytest.mark.extra),
         pytest.param("BEHIND", RECORDED.format("r1") + "; CREATE TABLE t1 ()", marks=pytest.mark.extra),
         ("CURRENT", RECORDED.format("r3")),
-        pytest.param("UNTRACKED", "CREATE TABLE other ()", marks=pytest.mark.extra),
+        pytest.param("UNTRACKED", "CREATE TABLE t2 (x text)", marks=pytest.mark.extra),
         ("LOST", RECORDED.format("gone")),
         pytest.param(
             "OVERLAPPED", RECORDED.format("r3") + "; INSERT INTO alembic_version VALUES ('r1')", marks=pytest.mark.extra
@@ -232,7 +232,7 @@ def test_a_question_that_is_not_answered_keeps_only_what_comes_after_it_back(tre
     errors = {name: document[name]["error"] for name in PARTS if document[name]["error"]}
     assert "did not answer within" in errors.pop("login")
     assert errors == dict.fromkeys(
-        ("server", "lock", "state", "rights", "left_behind"), "the server fell silent before"
+        ("server", "lock", "state", "rights", "ledger", "left_behind"), "the server fell silent before"
     )
     assert document["exit_code"] == 69
 
