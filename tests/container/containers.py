@@ -176,9 +176,9 @@ class Database:
         return self.query(f"SELECT count(*) > 1 FROM pg_stat_activity WHERE datname = '{self.name}'") == "t"
 
     def dump(self) -> str:
-        """Return everything in the database, as `pg_dump` writes it."""
+        """Return everything in the database but the ledger, as `pg_dump` writes it."""
         # Newer versions frame a dump with a random word.
-        lines = self.server.run("pg_dump", self.name).splitlines()
+        lines = self.server.run("pg_dump", "-N", "alembic_entrypoint", self.name).splitlines()
         return "\n".join(line for line in lines if not line.startswith(("\\restrict", "\\unrestrict")))
 
 
