@@ -178,7 +178,7 @@ class Database:
     def dump(self) -> str:
         """Return everything in the database but the ledger, as `pg_dump` writes it."""
         # Newer versions frame a dump with a random word.
-        lines = self.server.run("pg_dump", "-N", "alembic_entrypoint", self.name).splitlines()
+        lines = self.server.run("pg_dump", self.name, "-N", "alembic_entrypoint").splitlines()
         return "\n".join(line for line in lines if not line.startswith(("\\restrict", "\\unrestrict")))
 
 
