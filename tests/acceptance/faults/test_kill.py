@@ -290,7 +290,7 @@ def test_what_a_killed_migrator_had_sent_ends_with_it_or_is_waited_for(
     tmp_path: Path, request: pytest.FixtureRequest, major: int
 ) -> None:
     """From 14 on the server looks after the client of a statement that runs; before, the fence waits for its end."""
-    seconds = {18: 60.0, 13: 6.0}[major]
+    seconds = {18: 60.0, 13: 12.0}[major]
     tree = witnessed(tmp_path, 1, seconds=seconds)
     quick = witnessed(tmp_path / "quick", 1, seconds=0)
     server: Server = request.getfixturevalue({18: "watched_server", 13: "watched13"}[major])
