@@ -61,7 +61,8 @@ def swap(connection: Connection, table: VersionTable, expected: Sequence[str], r
 
 def undo_of(table: VersionTable, before: Sequence[str], after: Sequence[str]) -> str:
     """Write the SQL that brings back what was recorded before."""
-    name = sql.Identifier(table.resolved_schema, table.name).as_string(None)
+    # By hand: versions of psycopg before 3.2 write an identifier only with a connection.
+    name = ".".join('"' + each.replace('"', '""') + '"' for each in (table.resolved_schema, table.name))
     statements = [f"DELETE FROM {name} WHERE version_num = '{_quoted(each)}'" for each in after]
     statements += [f"INSERT INTO {name} VALUES ('{_quoted(each)}')" for each in before]
     return f"BEGIN; {'; '.join(statements)}; COMMIT;"
