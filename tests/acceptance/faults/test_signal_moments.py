@@ -67,7 +67,7 @@ def seconds_to_end(run: Running, signum: int) -> tuple[float, int]:
         return time.monotonic() - began, run.process.wait(1)
 
 
-MOMENTS = ("", "server.examined", "schema.observed", "lock.acquired", "migration.finished", "in a statement")
+MOMENTS = ("", "server.examined", "lock.acquired", "schema.decided", "migration.finished", "in a statement")
 
 
 def moment_of(run: Running, database: Database, n: int) -> str:
