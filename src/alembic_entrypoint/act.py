@@ -217,6 +217,8 @@ def _hear(message: Message, worker: Worker, progress: Progress, lock: Lock, sett
             worker.tell({"order": "stop"})
     else:
         note(message, progress)
+        if said == "finished" and progress.book is not None and progress.facts is not None:
+            progress.book.learn(progress.facts.graph.by_revision[message["revision"]].path)
 
 
 def keep_before(lock: Lock, settings: Settings, facts: Facts, progress: Progress) -> None:

@@ -166,6 +166,14 @@ class Book:
         self._image = image
         self._table = version_table
         self._settling: int | None = None
+        self._contents: dict[str, tuple[str | None, str | None]] = {}
+
+    def learn(self, path: str) -> None:
+        """Read what a migration's file says, while the worker is at the next one."""
+        from alembic_entrypoint.content import content, meaning
+
+        if path not in self._contents:
+            self._contents[path] = content(path), meaning(path)
 
     def begin(self, facts: Facts, state: str, action: str) -> None:
         """Write the graph and that something begins, before anything does.
@@ -362,18 +370,15 @@ class Book:
 
     def _note_contents(self, facts: Facts, recorded: Sequence[str]) -> None:
         """Keep what the files of the newly applied revisions said, so that a later edit is seen."""
-        from alembic_entrypoint.content import content, meaning
-
         new = facts.graph.ancestors(recorded) - facts.applied
+        paths = {revision: facts.graph.by_revision[revision].path for revision in sorted(new)}
+        for path in paths.values():
+            self.learn(path)
         with self._connection.cursor() as cursor:
             cursor.executemany(
                 "UPDATE alembic_entrypoint.revision SET applied = pg_catalog.clock_timestamp(), image = %s, "
                 f"content = %s, meaning = %s WHERE database = {IDENTITY} AND version_table = %s AND revision = %s",
-                [
-                    (self._image, content(path), meaning(path), str(self._table), revision)
-                    for revision in sorted(new)
-                    for path in [facts.graph.by_revision[revision].path]
-                ],
+                [(self._image, *self._contents[path], str(self._table), revision) for revision, path in paths.items()],
             )
 
 
