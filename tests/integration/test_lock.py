@@ -95,7 +95,7 @@ class Replicas(RuleBasedStateMachine):
             worker.statement = worker.steps.send(row)
         except StopIteration:
             worker.is_admitted = True
-            assert self.holder is not None or self.tokens[-1] == worker.token
+            assert self.holder is not None or self.tokens[-1] == worker.token, "one of a holder long gone may work"
         except FenceError:
             self.workers.remove(worker)
             self.end(worker.connection)
@@ -190,7 +190,7 @@ def test_nor_in_any_of_many_more_orders(database: Database) -> None:
 @pytest.mark.extra
 @pytest.mark.parametrize("steps", [check_before_share, check_alone, share_alone])
 def test_what_was_tried_before_is_found_out(database: Database, steps: Callable[[int, dict[str, str]], Steps]) -> None:
-    with pytest.raises(AssertionError, match="two migrators at once"):
+    with pytest.raises(AssertionError, match=r"two migrators at once|one of a holder long gone may work"):
         in_any_order(database, steps, 4000)  # it ends with the first that it finds
 
 
