@@ -20,5 +20,7 @@ docker compose up --detach --no-build --wait
 # For the next `docker compose up`, by hand or after a restart of the server.
 umask 077
 touch .env
-{ grep -v '^IMAGE=' .env || true; echo "IMAGE=$IMAGE"; } >.env.new
+# Not grep, whose failure could not be told from nothing found: .env holds the passwords.
+awk '!/^IMAGE=/' .env >.env.new
+echo "IMAGE=$IMAGE" >>.env.new
 mv .env.new .env

@@ -26,6 +26,7 @@ def _body() -> int:
         from alembic_entrypoint.start import run_plainly
 
         run_plainly(command)
+    gc.enable()
     from alembic_entrypoint.cli import run_command_line
 
     return run_command_line()

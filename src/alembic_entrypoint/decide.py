@@ -43,9 +43,11 @@ class Action(str, Enum):
 
 @dataclass(frozen=True)
 class Policy:
-    """What the operator allows."""
+    """What the operator allows, and what a proof has shown."""
 
     start_ahead: bool = False
+    #: it was proved that nothing which any revision makes is there
+    is_base: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ def decide(facts: Facts, policy: Policy = Policy()) -> Decision:
     action = row.action
     if row.state is State.AHEAD and (policy.start_ahead or _declared_compatible(facts)):
         action = Action.START
+    if row.state is State.UNTRACKED and policy.is_base:
+        action = Action.UPGRADE
     if row.state is State.LOST and _descends(facts):
         # A newer image was here: what it did on top of this image's migrations cannot be proved away [R3].
         action = Action.REFUSE

@@ -61,6 +61,7 @@ class Known:
 
 
 UNKNOWN = Known(Answer.UNKNOWN)
+UNFIT = Known(Answer.UNFIT)
 
 
 def find_fingerprint(settings: Settings) -> Fingerprint | None:
@@ -79,7 +80,7 @@ def ask(connection: psycopg.Connection[Any], image: Fingerprint) -> Known:
         if connection.pgconn.status != ConnStatus.OK:
             raise
         connection.execute("ROLLBACK")
-        return UNKNOWN if _may_use_ledger(connection, error) else Known(Answer.UNFIT)
+        return UNKNOWN if _may_use_ledger(connection, error) else UNFIT
     finally:
         if connection.info.transaction_status != TransactionStatus.IDLE and connection.pgconn.status == ConnStatus.OK:
             connection.execute("ROLLBACK")
@@ -106,11 +107,11 @@ def _answer(connection: psycopg.Connection[Any], question: str) -> Known:
         return UNKNOWN
     pid, is_standby, schema, name, recorded, heads, variables, its_environment, is_fixed, is_same_path = row
     if not is_fixed:
-        return Known(Answer.UNFIT)
+        return UNFIT
     if pid != connection.info.backend_pid or is_standby or not is_same_path:
         return UNKNOWN
     if environment(variables) != its_environment:
-        return Known(Answer.UNFIT)
+        return UNFIT
     rows = version_rows(connection, schema, name)
     if not rows or stamped(rows) != recorded:
         return UNKNOWN

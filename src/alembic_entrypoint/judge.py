@@ -22,14 +22,14 @@ def remembered(connection: psycopg.Connection[Any], facts: Facts, settings: Sett
     return dataclasses.replace(facts, ledger=ledger.read(connection, facts))
 
 
-def judged(facts: Facts, settings: Settings) -> Decision:
-    """Decide as the settings allow."""
-    return decide(facts, Policy(start_ahead=settings.ahead == "run"))
+def judged(facts: Facts, settings: Settings, *, is_base: bool = False) -> Decision:
+    """Decide as the settings allow, and a proof that nothing of ours is there."""
+    return decide(facts, Policy(start_ahead=settings.ahead == "run", is_base=is_base))
 
 
-def decided(facts: Facts, settings: Settings) -> Decision:
+def decided(facts: Facts, settings: Settings, *, is_base: bool = False) -> Decision:
     """Decide, and say what was decided, and what gives reason to worry all the same."""
-    decision = judged(facts, settings)
+    decision = judged(facts, settings, is_base=is_base)
     is_ahead = decision.state is State.AHEAD and decision.action is Action.START
     log(
         "schema.decided",

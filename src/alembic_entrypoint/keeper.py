@@ -8,10 +8,11 @@ from typing import Any
 
 from alembic_entrypoint.decide import Action, Decision, State
 from alembic_entrypoint.facts import Facts
-from alembic_entrypoint.fingerprint import Fingerprint, environment
+from alembic_entrypoint.fingerprint import ALL, Fingerprint, environment
 from alembic_entrypoint.judge import decided, remembered
 from alembic_entrypoint.lock import Lock
 from alembic_entrypoint.postgres.ledger import Book, Starting
+from alembic_entrypoint.postgres.versions import search_path
 from alembic_entrypoint.settings import Settings
 
 
@@ -30,10 +31,7 @@ class Keeper:
     def decide(self, facts: Facts) -> tuple[Facts, Decision]:
         """Add what the ledger knows, and decide."""
         facts = remembered(self._lock.connection, facts, self._settings)
-        decision = decided(facts, self._settings)
-        if self.is_base and decision.state is State.UNTRACKED:
-            decision = dataclasses.replace(decision, action=Action.UPGRADE)
-        self.last = facts, decision
+        self.last = facts, decided(facts, self._settings, is_base=self.is_base)
         return self.last
 
     def begin(self, facts: Facts, decision: Decision, action: str | None = None) -> Book | None:
@@ -80,17 +78,27 @@ class Keeper:
 
     def known_replays(self, facts: Facts) -> Mapping[str, Any] | None:
         """Give what replays of these very migrations have shown here before."""
-        book = self._book(facts)
-        if book is None or self._image is None:
+        book, word = self._book(facts), self._replayed(facts)
+        if book is None or word is None:
             return None
-        known: Mapping[str, Any] | None = book.replays(self._image.word, self._major)
+        known: Mapping[str, Any] | None = book.replays(word, self._major)
         return known
 
     def keep_replays(self, facts: Facts, given: Mapping[str, Any]) -> None:
         """Keep what replays have shown, so that replicas which are started again and again do not replay again."""
-        book = self._book(facts)
-        if book is not None and self._image is not None and given:
-            book.keep_replays(self._image.word, self._major, given)
+        book, word = self._book(facts), self._replayed(facts)
+        if book is not None and word is not None and given:
+            book.keep_replays(word, self._major, given)
+
+    def _replayed(self, facts: Facts) -> str | None:
+        """Name all that a replay depends on; None where that cannot be seen.
+
+        Which variables a migration reads shows only when it runs, so all of them count.
+        """
+        image = self._image
+        if image is None or not all(map(image.covers, facts.inputs.folders)):
+            return None
+        return f"{image.word} {environment([ALL])} {facts.version_table} {search_path(self._lock.connection)}"
 
     @property
     def _major(self) -> int:

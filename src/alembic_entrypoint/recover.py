@@ -10,16 +10,17 @@ import dataclasses
 from typing import Any
 
 import psycopg
+from psycopg.pq import ConnStatus
 
 from alembic_entrypoint.comparison import Outcome
 from alembic_entrypoint.decide import Action, Decision, State
-from alembic_entrypoint.errors import Denied, Refused
+from alembic_entrypoint.errors import Denied, Ended, Refused, TryAgain
 from alembic_entrypoint.facts import Facts, Graph
 from alembic_entrypoint.keeper import Keeper
 from alembic_entrypoint.lock import Lock
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.observe import logged
-from alembic_entrypoint.postgres.ledger import Unwritable
+from alembic_entrypoint.postgres.ledger import Book, Unwritable
 from alembic_entrypoint.postgres.versions import Changed, swap, undo_of
 from alembic_entrypoint.proof import Proof, ignored, prove, read_live
 from alembic_entrypoint.settings import Settings
@@ -91,31 +92,14 @@ def record(
 
     What is unknown to this image is set aside in the same transaction. Raises Refused, Denied.
     """
-    table, connection = facts.version_table, lock.connection
+    table = facts.version_table
     book = keeper.begin(facts, decision, action)
-    if proof is not None and read_live(connection, ignored(settings, facts)).snapshot.digest != proof.digest:
-        raise _changed(facts, "the schema")
+    lost = facts.unknown if decision.state is not State.REPLACED else ()
     try:
-        with connection.transaction():
-            swap(connection, table, facts.recorded, revisions)
-            if book is not None:
-                book.set_aside(facts.unknown if decision.state is not State.REPLACED else ())
-    except Changed as error:
-        raise _changed(facts, f"{table}, which now records {error},") from None
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise Denied(
-            f"What was proved could not be recorded: {error.diag.message_primary}. Nothing was changed.\n"
-            f"Grant INSERT and DELETE on {table} (and CREATE on its schema, where it is missing)."
-        ) from None
-    except Unwritable as error:
-        if decision.state is State.LOST:
-            raise _refused(
-                facts,
-                decision,
-                settings,
-                "A revision that is given up as lost must be remembered, so that no later image runs it again, and "
-                f"the ledger could not be written: {error}.",
-            ) from None
+        _swap(lock, settings, facts, revisions, proof, book, lost)
+    except Ended as error:
+        if book is not None:
+            book.end("refused", None, error.message.splitlines()[0])
         raise
     keeper.recorded(book, facts, revisions)
     log(
@@ -125,6 +109,48 @@ def record(
         version_table=str(table),
         undo=undo_of(table, facts.recorded, revisions),
     )
+
+
+def _swap(
+    lock: Lock,
+    settings: Settings,
+    facts: Facts,
+    revisions: tuple[str, ...],
+    proof: Proof | None,
+    book: Book | None,
+    lost: tuple[str, ...],
+) -> None:
+    """Swap what is recorded in one transaction with what is set aside. Raises Refused, Denied, TryAgain."""
+    table, connection = facts.version_table, lock.connection
+    if proof is not None and read_live(connection, ignored(settings, facts)).snapshot.digest != proof.digest:
+        raise _changed(facts, "the schema")
+    try:
+        with connection.transaction():
+            swap(connection, table, facts.recorded, revisions)
+            if book is not None:
+                book.set_aside(lost)
+    except Changed as error:
+        raise _changed(facts, f"{table}, which now records {error},") from None
+    except Unwritable as error:
+        raise Refused(
+            f"{', '.join(lost)} would be given up as lost, which must be remembered, so that no later image runs it "
+            f"again; and the ledger could not be written: {error}.\nNothing was recorded. Mend that, and start again.",
+            event="schema.refused",
+            **logged(facts),
+        ) from None
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise Denied(
+            f"It could not be recorded: {error.diag.message_primary}. Nothing was changed.\n"
+            f"Grant INSERT and DELETE on {table} (and CREATE on its schema, where it is missing)."
+        ) from None
+    except psycopg.Error as error:
+        if connection.pgconn.status != ConnStatus.OK:
+            raise
+        raise TryAgain(
+            f"It could not be recorded: {error.diag.message_primary or error}. Nothing was changed.\n"
+            f"Somebody may hold {table}, or the disk be full: `alembic-entrypoint diagnose` shows who is at work. "
+            "Then start again."
+        ) from None
 
 
 def _changed(facts: Facts, what: str) -> Refused:

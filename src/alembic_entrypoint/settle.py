@@ -15,9 +15,9 @@ import psycopg
 
 from alembic_entrypoint.act import application_name, look_locked, settle_locked
 from alembic_entrypoint.decide import Action, Decision, State
-from alembic_entrypoint.errors import TryAgain
+from alembic_entrypoint.errors import Ended
 from alembic_entrypoint.facts import Facts
-from alembic_entrypoint.fast import Answer, Known, ask
+from alembic_entrypoint.fast import UNFIT, Answer, Known, ask
 from alembic_entrypoint.fingerprint import Fingerprint
 from alembic_entrypoint.judge import decided, judged, remembered
 from alembic_entrypoint.keeper import Keeper
@@ -44,7 +44,7 @@ def settle_at_length(
         target = find_target(settings)
         ready = await_database(target.address, settings.wait_timeout)
         log("server.examined", version=ready.server.version, pooled=ready.server.is_pooled)
-        target = target.at(ready.address)
+        target, known = target.at(ready.address), UNFIT if ready.server.is_pooled else known
         steps.end("wait")
     with ExitStack() as stack:
         is_unfit = known.answer is Answer.UNFIT
@@ -183,7 +183,7 @@ class _Settling:
             return
         name = application_name(self.settings, "locking")
         waits = 0.0, self.settings.wait_timeout
-        with suppress(TryAgain), locked(self.target.address, *waits, name, lambda _: False) as lock:
+        with suppress(Ended, psycopg.Error), locked(self.target.address, *waits, name, lambda _: False) as lock:
             if lock is not None:
                 Keeper(lock, self.settings, self.image).seen(facts, decision)
 

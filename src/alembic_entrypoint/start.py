@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from alembic_entrypoint import logs
-from alembic_entrypoint.fast import UNKNOWN, Answer, ask, find_fingerprint
+from alembic_entrypoint.fast import UNFIT, UNKNOWN, Answer, ask, find_fingerprint
 from alembic_entrypoint.launch import launch
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.settings import Settings, read
@@ -24,6 +24,7 @@ def run_plainly(command: Sequence[str], options: Mapping[str, str] | None = None
     """Do what MODE says, then become the app."""
     settings = read_settings(options or {})
     if settings.mode == "await":
+        gc.enable()
         from alembic_entrypoint.commands.awaiting import await_and_become
 
         await_and_become(settings, "head", command)
@@ -69,7 +70,7 @@ def settle(settings: Settings, steps: Steps) -> str:
             log("server.examined", version=ready.server.version, pooled=ready.server.is_pooled)
             if ready.server.is_pooled:
                 # Locks may not hold there: whoever has nothing to do starts without one.
-                image = None
+                image, known = None, UNFIT
             if image is not None:
                 known = ask(connection, image)
         target = target.at(ready.address)

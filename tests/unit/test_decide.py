@@ -194,6 +194,14 @@ def test_what_was_seen_is_called_and_treated_as_the_contract_says(facts: Facts, 
     assert (decision.state, decision.action) == (state, Action.REFUSE if is_newer_here else CONTRACT[state])
 
 
+def test_tables_of_which_none_is_ours_are_no_hindrance_once_that_is_proved() -> None:
+    facts = seen(*ABC, tables=("public.theirs",))
+    assert decide(facts).action is Action.PROVE
+    assert decide(facts, Policy(is_base=True)).action is Action.UPGRADE
+    # The proof was about a database that recorded nothing.
+    assert decide(seen(*ABC, recorded=("z",)), Policy(is_base=True)).action is Action.PROVE
+
+
 def test_every_row_has_an_example() -> None:
     assert {row.state for row in ROWS} == {state for _, _, state in EXAMPLES}
 

@@ -33,6 +33,12 @@ def stamped(rows: Mapping[str, str]) -> list[str]:
     return [f"{revision} {xmin}" for revision, xmin in sorted(rows.items())]
 
 
+def search_path(connection: Connection) -> str:
+    """Tell where names are looked up that say no schema."""
+    row = connection.execute("SELECT pg_catalog.current_setting('search_path')").fetchone()
+    return str(row[0]) if row else ""
+
+
 class Changed(Exception):
     """Something else is recorded than was expected; the message says what."""
 
