@@ -11,7 +11,7 @@ from alembic_entrypoint.facts import Facts
 from alembic_entrypoint.fingerprint import ALL, Fingerprint, environment
 from alembic_entrypoint.judge import decided, remembered
 from alembic_entrypoint.lock import Lock
-from alembic_entrypoint.postgres.ledger import Book, Starting
+from alembic_entrypoint.postgres.book import Book, Starting
 from alembic_entrypoint.postgres.versions import search_path
 from alembic_entrypoint.settings import Settings
 

@@ -20,7 +20,8 @@ from alembic_entrypoint.keeper import Keeper
 from alembic_entrypoint.lock import Lock
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.observe import logged
-from alembic_entrypoint.postgres.ledger import Book, Unwritable
+from alembic_entrypoint.postgres.book import Book
+from alembic_entrypoint.postgres.layout import Unwritable
 from alembic_entrypoint.postgres.versions import Changed, swap, undo_of
 from alembic_entrypoint.proof import Proof, ignored, prove, read_live
 from alembic_entrypoint.settings import Settings

@@ -15,7 +15,7 @@ from alembic_entrypoint.lock import Lock
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.postgres import activity
 from alembic_entrypoint.postgres.backup import Backup
-from alembic_entrypoint.postgres.ledger import Book
+from alembic_entrypoint.postgres.book import Book
 from alembic_entrypoint.schema.facts import Snapshot
 from alembic_entrypoint.worker.messages import Message
 

@@ -13,7 +13,7 @@ import jsonschema
 import psycopg
 import pytest
 
-from alembic_entrypoint.postgres import ledger
+from alembic_entrypoint.postgres import layout
 from commands import Result, entrypoint, started
 from projects import Project, project
 from servers import Database, Server, fresh_database, wait_until
@@ -383,14 +383,14 @@ def test_a_newer_layout_is_left_alone_and_is_no_error(tree: Project, database: D
 
 def test_an_older_layout_is_brought_to_this_one_with_what_it_holds(tree: Project, database: Database) -> None:
     database.execute("CREATE SCHEMA alembic_entrypoint; CREATE TABLE alembic_entrypoint.layout (version int NOT NULL)")
-    database.execute(ledger.LAYOUT[0])
+    database.execute(layout.LAYOUT[0])
     database.execute(
         "INSERT INTO alembic_entrypoint.layout VALUES (1); INSERT INTO alembic_entrypoint.set_aside "
         "VALUES ('public.alembic_version', 'z', 1)"
     )
     result = run(tree, database)
     assert (result.code, result.named("ledger.passed")) == (0, [])
-    assert database.query("SELECT version FROM alembic_entrypoint.layout") == [(len(ledger.LAYOUT),)]
+    assert database.query("SELECT version FROM alembic_entrypoint.layout") == [(len(layout.LAYOUT),)]
     assert len(history(tree, database)) == 1
 
 

@@ -18,7 +18,7 @@ IDENTITY = (
     "(SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()) || '/' || d.oid || '/' || d.datname "
     "FROM pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database())"
 )
-#: The layout of the ledger that this version writes and reads: the number of steps in `ledger.LAYOUT`.
+#: The layout of the ledger that this version writes and reads: the number of steps in `layout.LAYOUT`.
 LAYOUT_VERSION = 2
 
 

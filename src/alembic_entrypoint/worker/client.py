@@ -22,6 +22,8 @@ LONGEST_LINE = 1 << 14
 MOST_READS = 256
 #: Seconds between two looks at a worker that has closed a pipe, as its last act most often.
 ENDING_PAUSE = 0.01
+#: Seconds in which nobody looks after a migration has begun: being woken twice for each of a thousand slows them down.
+NAP = 0.01
 #: Above what `os.closerange(3, 256)` in somebody's env.py reaches.
 HIGH_DESCRIPTOR = 300
 
@@ -42,6 +44,7 @@ class Worker:
         self._level: str | None = None
         #: whether it waits for another order, having looked
         self.is_idle = False
+        self._said: str | None = None
         self.exit_status: int | None = None
         self.last_output: list[str] = []
 
@@ -118,6 +121,9 @@ class Worker:
                         pause = ENDING_PAUSE
                     else:
                         yield from self._heard(key.data, lines)
+                        if self._said == "started":
+                            self._said = None
+                            time.sleep(NAP)
                 if time.monotonic() >= next_tick:
                     tick()
                     next_tick = time.monotonic() + every
@@ -146,7 +152,8 @@ class Worker:
         for line in lines:
             if name == "messages":
                 message = decode(line)
-                self.is_idle = message["said"] == "idle"
+                self._said = message["said"]
+                self.is_idle = self._said == "idle"
                 yield message
             else:
                 self._log(name, line)
