@@ -14,24 +14,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from alembic.config import CommandLine, Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import Script, ScriptDirectory
 from alembic.script.revision import RevisionMap
 from sqlalchemy import text
 
-from alembic_entrypoint.address import NotAnAddress, Place, parse
 from alembic_entrypoint.bytecode import remove_stale
+from alembic_entrypoint.worker.configuration import configured, read_configuration, set_url
 from alembic_entrypoint.worker.connections import Made, Policy
+from alembic_entrypoint.worker.failures import Unusable
 from alembic_entrypoint.worker.messages import Message, Request
 
 LEDGER_SCHEMA = "alembic_entrypoint"
 #: Where paths are shown from; env.py may go elsewhere.
 _FOLDER = os.getcwd()
-
-
-class Unusable(Exception):
-    """The image cannot be used as it is; the message says why."""
 
 
 class Environment:
@@ -41,11 +37,11 @@ class Environment:
         """Read the configuration and load the migrations. Raises Unusable."""
         self.request = request
         self.connections = connections
-        self.config = _configuration(request)
+        self.config = read_configuration(request)
         self.variables = watch_variables()
-        self.configured_place, self.configured_url = _configured(self.config)
+        self.configured_place, self.configured_url = configured(self.config)
         if request.is_given and request.parameters is not None:
-            _set_url(self.config, request)
+            set_url(self.config, request)
         try:
             self.script = ScriptDirectory.from_config(self.config)
         except Exception as error:
@@ -254,75 +250,6 @@ def _tables(connection: Any, schema: str | None, version_table: str) -> list[str
     return [row[0] for row in rows]
 
 
-def _configuration(request: Request) -> Config:
-    """Read the configuration as the `alembic` command does."""
-    arguments = ["-n", request.section]
-    if request.config:
-        arguments += ["-c", request.config]
-    for each in request.x:
-        arguments += ["-x", each]
-    command = ["upgrade", request.target] if request.downgrade is None else ["downgrade", request.downgrade]
-    command += ["--sql"] if request.order == "sql" else []
-    line = CommandLine(prog="alembic")
-    # What env.py, or a settings library in it, reads of the command line is Alembic's, too.
-    sys.argv = ["alembic", *arguments, *command]
-    options = line.parser.parse_args(sys.argv[1:])
-    files: dict[str, Any]
-    if hasattr(line, "_inis_from_config"):  # from Alembic 1.16 on
-        toml, ini = line._inis_from_config(options)
-        files = {"file_": ini, "toml_file": toml}
-    else:
-        files = {"file_": options.config}
-    if not any(os.path.exists(file) for file in files.values()):
-        looked = " or ".join(dict.fromkeys(str(file) for file in files.values()))
-        raise Unusable(
-            f"no Alembic configuration: there is no {looked} in {os.getcwd()}. "
-            "Set ALEMBIC_ENTRYPOINT_CONFIG to where it is, or set the working directory"
-        )
-    try:
-        return Config(ini_section=options.name, cmd_opts=options, **files)
-    except Exception as error:
-        raise Unusable(f"the Alembic configuration cannot be read: {error}") from error
-
-
-def _configured(config: Config) -> tuple[Place | None, str]:
-    """Name the place of `sqlalchemy.url` where that is a PostgreSQL URL, and say what it is, without its secrets."""
-    try:
-        url = config.get_main_option("sqlalchemy.url")
-        if not url:
-            return None, "there is none"
-        place = parse(url).place
-    except NotAnAddress as error:  # another database, a placeholder
-        return None, str(error)
-    except Exception as error:  # an interpolation that env.py would mend
-        return None, f"it cannot be read: {type(error).__name__}"
-    return place, str(place)
-
-
-def _set_url(config: Config, request: Request) -> None:
-    """Point `sqlalchemy.url` to the target, with the driver that stood there, else the one in the target's URL."""
-    from sqlalchemy.engine import URL
-
-    try:
-        there = parse(config.get_main_option("sqlalchemy.url") or "")
-        driver = there.driver or request.driver
-    except (NotAnAddress, Exception):
-        driver = request.driver
-    target = dict(request.parameters or {})
-    place = Place(tuple(target.get("host", "localhost").split(",")), tuple(target.get("port", "5432").split(",")), "")
-    single = len(place.hosts) == 1 and not place.hosts[0].startswith("/")
-    url = URL.create(
-        f"postgresql+{driver or _installed_driver()}",
-        username=target.get("user"),
-        password=target.get("password"),
-        host=place.hosts[0] if single else None,
-        port=int(place.ports[0]) if single and place.ports[0] else None,
-        database=target.get("dbname"),
-        query={} if single else {"host": target.get("host", ""), "port": target.get("port", "5432")},
-    )
-    config.set_main_option("sqlalchemy.url", url.render_as_string(hide_password=False).replace("%", "%%"))
-
-
 def versions() -> dict[str, str]:
     """Tell what is installed of that with which migrations are run."""
     from importlib.metadata import PackageNotFoundError, version
@@ -334,12 +261,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _installed_driver() -> str:
-    from importlib.util import find_spec
-
-    return next((name for name in ("psycopg", "psycopg2", "asyncpg") if find_spec(name)), "psycopg")
 
 
 def shown(path: str) -> str:

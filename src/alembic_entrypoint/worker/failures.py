@@ -12,6 +12,10 @@ from alembic_entrypoint.worker.connections import FenceError
 READ_ONLY = "25006"
 
 
+class Unusable(Exception):
+    """The image cannot be used as it is; the message says why."""
+
+
 def describe(error: BaseException) -> dict[str, Any]:
     """Give kind, text, SQLSTATE and statement of an error. Kinds: unusable, fence, import, read_only, exit, error."""
     original, sqlstate = _original(error), _sqlstate(error)
@@ -63,7 +67,7 @@ def _kind(error: BaseException) -> str:
         each = each.__cause__ or each.__context__
     if any(isinstance(each, FenceError) for each in chain):
         return "fence"
-    if type(error).__name__ == "Unusable":
+    if isinstance(error, Unusable):
         return "unusable"
     if any(_sqlstate(each) == READ_ONLY for each in chain):
         return "read_only"

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import queue
-import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -17,78 +15,9 @@ from contextlib import suppress
 from typing import Any, NoReturn, TextIO, cast
 
 from alembic_entrypoint.address import Place
-from alembic_entrypoint.worker import connections
-from alembic_entrypoint.worker.messages import Lines, Message, Request, decode, write
-
-
-class Parent:
-    """The parent's end: what it says, and what is said to it."""
-
-    def __init__(self, reading: int, writing: int) -> None:
-        self._reading = reading
-        self._writing = writing
-        self._lock = threading.Lock()
-        self._lines = Lines(1 << 30)
-        self._unread: list[bytes] = []
-        self.words: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self.at_end: Callable[[], None] = lambda: None
-
-    def tell(self, said: str, **keys: Any) -> None:
-        """Say one thing."""
-        with self._lock:
-            write(self._writing, {"said": said, **keys})
-
-    def next_word(self) -> Message:
-        """Wait for one thing that the parent says; when it is gone, or says cancel, end at once."""
-        while not self._unread:
-            data = self._read()
-            if not data:
-                self._end()
-            self._unread = self._lines.feed(data)
-        message = decode(self._unread.pop(0))
-        if message.get("order") == "cancel":
-            self._end()
-        return message
-
-    def listen(self) -> None:
-        """Pass on what the parent says, while env.py runs."""
-
-        def listening() -> None:
-            while True:
-                self.words.put(self.next_word())
-
-        threading.Thread(target=listening, daemon=True).start()
-
-    def _read(self) -> bytes:
-        try:
-            return os.read(self._reading, 1 << 16)
-        except OSError:
-            return b""
-
-    def _end(self) -> NoReturn:
-        try:
-            self.at_end()
-        finally:
-            if os.getpgrp() == os.getpid():
-                # What a migration forked keeps our sockets, and with them the fence, for as long as it lives.
-                os.killpg(0, signal.SIGKILL)
-            os._exit(1)
-
-
-class Work:
-    """What happened so far, for the message when something fails."""
-
-    def __init__(self, parent: Parent) -> None:
-        self._parent = parent
-        self.migration: Message | None = None
-        self.replaying: Any = None
-        self.finished: list[str] = []
-
-    def commit(self) -> None:
-        """Say, before it is sent, that a transaction of the migrations is about to be committed."""
-        current = self.migration["revision"] if self.migration else None
-        is_partly_committed = current is not None and current not in self.finished
-        self._parent.tell("committing", revisions=self.finished, is_partly_committed=is_partly_committed)
+from alembic_entrypoint.worker import connections, drivers
+from alembic_entrypoint.worker.messages import Message, Request
+from alembic_entrypoint.worker.parent import Parent, Work
 
 
 def main(reading: int, writing: int) -> NoReturn:
@@ -145,7 +74,7 @@ def _route(request: Request, parent: Parent, policy: connections.Policy, work: W
 
 def _prepared(request: Request, policy: connections.Policy) -> Any:
     """Wrap the drivers, then import Alembic and the migrations, which may import drivers."""
-    connections.install(policy)
+    drivers.install(policy)
     from alembic_entrypoint.worker.environment import Environment
 
     return Environment(request, policy)
@@ -204,7 +133,7 @@ def _load(request: Request, parent: Parent, policy: connections.Policy, work: Wo
 
 def _ask(request: Request, parent: Parent, policy: connections.Policy, work: Work, environment: Any) -> None:
     """Run env.py until it connects, and tell where to."""
-    from alembic_entrypoint.worker.environment import Unusable
+    from alembic_entrypoint.worker.failures import Unusable
 
     parent.tell("configured", url=environment.configured_url)
     environment.run(lambda recorded, context: [], dont_mutate=True)
@@ -231,7 +160,8 @@ def _migrate(request: Request, parent: Parent, policy: connections.Policy, work:
     """Look once more, over the connection that will migrate; wait for the word; then upgrade."""
     assert request.token is not None
     from alembic_entrypoint.worker import transactions
-    from alembic_entrypoint.worker.environment import Unusable, look
+    from alembic_entrypoint.worker.environment import look
+    from alembic_entrypoint.worker.failures import Unusable
 
     fence = transactions.Fence(policy, request.token, request.session)
     fence.keep(work.commit)
@@ -379,7 +309,7 @@ def _places(policy: connections.Policy) -> list[Message]:
 def _cancel_all(policy: connections.Policy) -> None:
     """Cancel what runs on the server, with each driver's own cancel, within a second."""
     threads = [
-        threading.Thread(target=connections.cancel, args=(connection,), daemon=True)
+        threading.Thread(target=drivers.cancel, args=(connection,), daemon=True)
         for connection in list(policy.made.keys())
     ]
     for thread in threads:

@@ -222,7 +222,8 @@ def _keep_shared(end: End) -> None:
 
 def run(request: Request, parent: Any, policy: Policy, work: Any, environment: Any) -> None:
     """Run `env.py`, and in it the migrations; `confined` has been called before anything of the user's was imported."""
-    from alembic_entrypoint.worker.environment import Unusable, look
+    from alembic_entrypoint.worker.environment import look
+    from alembic_entrypoint.worker.failures import Unusable
 
     replaying: Replaying = work.replaying
     _keep_shared(replaying.end)

@@ -1,0 +1,82 @@
+"""The worker's end of the talk with its parent."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from alembic_entrypoint.worker.messages import Lines, Message, decode, write
+
+
+class Parent:
+    """The parent's end: what it says, and what is said to it."""
+
+    def __init__(self, reading: int, writing: int) -> None:
+        self._reading = reading
+        self._writing = writing
+        self._lock = threading.Lock()
+        self._lines = Lines(1 << 30)
+        self._unread: list[bytes] = []
+        self.words: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.at_end: Callable[[], None] = lambda: None
+
+    def tell(self, said: str, **keys: Any) -> None:
+        """Say one thing."""
+        with self._lock:
+            write(self._writing, {"said": said, **keys})
+
+    def next_word(self) -> Message:
+        """Wait for one thing that the parent says; when it is gone, or says cancel, end at once."""
+        while not self._unread:
+            data = self._read()
+            if not data:
+                self._end()
+            self._unread = self._lines.feed(data)
+        message = decode(self._unread.pop(0))
+        if message.get("order") == "cancel":
+            self._end()
+        return message
+
+    def listen(self) -> None:
+        """Pass on what the parent says, while env.py runs."""
+
+        def listening() -> None:
+            while True:
+                self.words.put(self.next_word())
+
+        threading.Thread(target=listening, daemon=True).start()
+
+    def _read(self) -> bytes:
+        try:
+            return os.read(self._reading, 1 << 16)
+        except OSError:
+            return b""
+
+    def _end(self) -> NoReturn:
+        try:
+            self.at_end()
+        finally:
+            if os.getpgrp() == os.getpid():
+                # What a migration forked keeps our sockets, and with them the fence, for as long as it lives.
+                os.killpg(0, signal.SIGKILL)
+            os._exit(1)
+
+
+class Work:
+    """What happened so far, for the message when something fails."""
+
+    def __init__(self, parent: Parent) -> None:
+        self._parent = parent
+        self.migration: Message | None = None
+        self.replaying: Any = None
+        self.finished: list[str] = []
+
+    def commit(self) -> None:
+        """Say, before it is sent, that a transaction of the migrations is about to be committed."""
+        current = self.migration["revision"] if self.migration else None
+        is_partly_committed = current is not None and current not in self.finished
+        self._parent.tell("committing", revisions=self.finished, is_partly_committed=is_partly_committed)
