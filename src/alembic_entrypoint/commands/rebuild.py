@@ -52,18 +52,18 @@ def rebuild(settings: Settings, *, yes: str | None, write: Write) -> int:
 def _made(look: Looked, connection: Connection) -> frozenset[Name]:
     """Replay the migrations in scratch, and see what they make, or have made and removed again. Raises Refused.
 
-    Of functions and sequences only a whole schema tells which they are. That of the heads is enough where it has all
-    that are there; else they may be those of an earlier revision, or others', and every schema on the way is read.
+    Which functions they are only a whole schema tells, as several may have one name. That of the heads is enough where
+    it has all that are there; else they may be an earlier revision's, or others', and every schema on the way is read.
     """
     settings, graph = look.settings, look.facts.graph
     live = read_live(connection, ignored(settings, look.facts)).snapshot
     with scratch_server(settings, look.target.address, connection) as server:
         replayed = _replayed(look, connection, server, {(), graph.heads})
         touched = Replayed(graph, (replayed,)).touched
-        if any(each.schema in touched for each in _whole(live) - _made_whole(replayed)):
+        if any(each.schema in touched for each in _functions(live) - _made_functions(replayed)):
             replayed = _replayed(look, connection, server, {each.recorded for each in replayed})
     names = {name for each in replayed[1:] for name in each.added if name.kind != "function"}
-    return frozenset(names) | _made_whole(replayed)
+    return frozenset(names) | _made_functions(replayed)
 
 
 def _replayed(
@@ -79,17 +79,17 @@ def _replayed(
         ) from None
 
 
-def _made_whole(replayed: tuple[Visited, ...]) -> frozenset[Name]:
-    """Name the functions and sequences of the schemas that were shown, but for those that were there at first."""
-    first, *others = (_whole(each.snapshot) if each.snapshot else frozenset[Name]() for each in replayed)
+def _made_functions(replayed: tuple[Visited, ...]) -> frozenset[Name]:
+    """Name the functions of the schemas that were shown, but for those that were there at first."""
+    first, *others = (_functions(each.snapshot) if each.snapshot else frozenset[Name]() for each in replayed)
     return frozenset[Name]().union(*others) - first
 
 
-def _whole(snapshot: Snapshot) -> frozenset[Name]:
-    """Name functions with their arguments, and the sequences that belong to no column."""
-    kinds = (Kind.FUNCTION, Kind.SEQUENCE)
-    found = (thing for thing, told in snapshot.facts.items() if thing.kind in kinds and not told.get("owned by"))
-    return frozenset(Name(each.kind.value, each.schema, each.name) for each in found)
+def _functions(snapshot: Snapshot) -> frozenset[Name]:
+    """Name functions with their arguments."""
+    return frozenset(
+        Name(each.kind.value, each.schema, each.name) for each in snapshot.facts if each.kind is Kind.FUNCTION
+    )
 
 
 def _show(look: Looked, shown: tuple[Standing, ...], write: Write) -> None:

@@ -111,7 +111,7 @@ SELECT pg_describe_object(catalog, oid, part) FROM lost
 def standing(connection: Connection, made: Collection[Name]) -> tuple[Standing, ...]:
     """Find what is there of what migrations made, in the order in which it can be dropped.
 
-    Of `made`, a function is named with its arguments, as a snapshot has it; sequences are of the kind `sequence`.
+    In `made`, a function is named with its arguments, as a snapshot has it.
     """
     with connection.transaction():
         connection.execute(reading.setting_statement())
