@@ -48,13 +48,7 @@ def verified(lock: Lock, progress: Progress, keeper: Keeper) -> Decision:
     _, after = keeper.decide(dataclasses.replace(facts, recorded=recorded))
     if after.action is not Action.START:
         progress.end("failed", recorded, "not committed by env.py")
-        raise Failed(
-            f"The migrations ran, but {facts.version_table} now records {', '.join(recorded) or 'nothing'}: "
-            "env.py did not commit them, and the database is as before.\n"
-            "A connection on which something was executed before context.configure() is in a transaction that nobody "
-            "commits: commit it first, or pass a fresh one.",
-            event="migration.failed",
-        )
+        raise _uncommitted(facts, recorded, progress)
     progress.end("ok", recorded)
     if progress.book is not None:
         keeper.applied(progress.book, facts, recorded)
@@ -66,6 +60,25 @@ def verified(lock: Lock, progress: Progress, keeper: Keeper) -> Decision:
         migrations=len(progress.finished),
     )
     return after
+
+
+def _uncommitted(facts: Facts, recorded: tuple[str, ...], progress: Progress) -> Failed:
+    """Say that `env.py` did not commit what ran; what a migration committed by itself is there."""
+    is_as_before = recorded == facts.recorded and not progress.is_partly_committed
+    which, left = (
+        ("them", "the database is as before")
+        if is_as_before
+        else ("all of them", "what a migration committed by itself is there: look at it before you start again")
+    )
+    lines = [
+        f"The migrations ran, but {facts.version_table} now records {', '.join(recorded) or 'nothing'}: "
+        f"env.py did not commit {which}, and {left}.",
+        "A connection on which something was executed before context.configure() is in a transaction that nobody "
+        "commits: commit it first, or pass a fresh one.",
+    ]
+    if progress.backup and not is_as_before:
+        lines.append(progress.backup.words)
+    return Failed("\n".join(lines), event="migration.failed")
 
 
 def may_pass(lock: Lock, progress: Progress) -> bool:

@@ -66,6 +66,8 @@ class Proof:
         sentence = (
             _SENTENCES[self.outcome] if self.only is None else _OF_ONE.get(self.outcome, _SENTENCES[self.outcome])
         )
+        if self.outcome is Outcome.NONE and self.nearest == () and not self.difference:
+            sentence = "Nothing that any revision makes is there, and yet something is recorded."
         lines = [sentence.format(**self._words)]
         lines += [f"  - {line}" for line in self.difference[:MOST_LINES]]
         if len(self.difference) > MOST_LINES:

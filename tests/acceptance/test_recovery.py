@@ -183,6 +183,23 @@ def test_a_table_of_the_same_name_is_not_base(tree: Project, database: Database)
 
 
 @pytest.mark.wide
+def test_a_sequence_of_the_same_name_is_not_base(tree: Project, database: Database) -> None:
+    """A migration that sets it would give numbers away twice."""
+    sequence = """op.execute("CREATE SEQUENCE IF NOT EXISTS invoices"); op.execute("SELECT setval('invoices', 1)")"""
+    tree.add("r1", sequence)
+    database.execute("CREATE TABLE theirs (id int); CREATE SEQUENCE invoices; SELECT setval('invoices', 500)")
+    assert run(tree, database).code == 65
+    assert database.query("SELECT last_value FROM invoices") == [(500,)]
+
+
+def test_an_empty_database_with_a_lost_revision_is_told_so(tree: Project, database: Database) -> None:
+    database.execute("CREATE TABLE alembic_version (version_num varchar(32)); INSERT INTO alembic_version VALUES ('x')")
+    result = run(tree, database)
+    assert result.code == 65
+    assert "Nothing that any revision makes is there, and yet something is recorded." in result.message
+    assert "what differs:" not in result.message
+
+
 def test_strangers_are_a_difference_unless_they_are_named(tree: Project, database: Database) -> None:
     run(tree, database)
     database.execute("CREATE TABLE theirs (); UPDATE alembic_version SET version_num = 'lost'")

@@ -195,7 +195,8 @@ def test_a_failed_upgrade_names_what_it_left_behind(tree: Project, database: Dat
     assert "as before" not in result.message
 
 
-def test_migrations_that_env_py_does_not_commit_are_noticed(tree: Project, database: Database) -> None:
+def commit_nothing(tree: Project) -> None:
+    """Have `env.py` begin a transaction that it never ends."""
     env = tree.folder / "migrations" / "env.py"
     env.write_text(
         env.read_text().replace(
@@ -203,10 +204,26 @@ def test_migrations_that_env_py_does_not_commit_are_noticed(tree: Project, datab
             "        connection.exec_driver_sql('SELECT 1')\n        context.configure(connection=connection)",
         )
     )
+
+
+def test_migrations_that_env_py_does_not_commit_are_noticed(tree: Project, database: Database) -> None:
+    commit_nothing(tree)
     result = run(tree, database, "run", "echo", "the app")
     assert (result.code, result.stdout) == (1, "")
     assert "env.py did not commit them" in result.message
     assert tables(database) == []
+
+
+def test_what_a_migration_commits_although_env_py_does_not_is_not_called_as_before(
+    tree: Project, database: Database
+) -> None:
+    commit_nothing(tree)
+    tree.add("r9", "op.execute('CREATE TABLE t9 ()')\nop.execute('COMMIT')", down="r3")
+    result = run(tree, database, "run", "echo", "the app")
+    assert (result.code, result.stdout) == (1, "")
+    assert "t9" in tables(database)
+    assert "did not commit all of them, and what a migration committed by itself is there" in result.message
+    assert "as before" not in result.message
 
 
 def test_plan_says_what_would_run_and_writes_nothing(tree: Project, database: Database) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
 
 from alembic_entrypoint.act import application_name, carry_out, keep_before
+from alembic_entrypoint.commands.asking import ask
+from alembic_entrypoint.commands.looking import see
 from alembic_entrypoint.commands.plan import sql_of
 from alembic_entrypoint.decide import decide
 from alembic_entrypoint.errors import Ended, Failed, Refused, Usage
@@ -19,11 +20,10 @@ from alembic_entrypoint.facts import Facts, Graph
 from alembic_entrypoint.keeper import Keeper
 from alembic_entrypoint.lock import Lock, locked
 from alembic_entrypoint.logs import log
-from alembic_entrypoint.observe import NeedsWriting, facts_of, find_target, observe, recorded_now
+from alembic_entrypoint.observe import facts_of, recorded_now
 from alembic_entrypoint.outcome import read_schema, refusal
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.target import Target
-from alembic_entrypoint.wait import await_database
 from alembic_entrypoint.watch import Progress, note
 from alembic_entrypoint.worker.client import Worker
 from alembic_entrypoint.worker.messages import Message
@@ -36,6 +36,10 @@ _LOSES = re.compile(
     re.IGNORECASE,
 )
 _MOST = 20
+_CANNOT_SHOW = (
+    "so what a downgrade would undo cannot be shown without writing. Nothing was changed.\n"
+    "Let env.py write only where it must: see first whether the schema is there."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,17 +104,7 @@ def _above(graph: Graph, revision: str) -> frozenset[str]:
 
 def downgrade(settings: Settings, rev: str, *, is_confirmed: bool, write: Write) -> int:
     """Show what would be undone, ask, and undo it. Raises Usage, Refused, Failed, NoBackup, TryAgain."""
-    target = find_target(settings)
-    target = dataclasses.replace(target, address=await_database(target.address, settings.wait_timeout).address)
-    is_cleaning = settings.clean == ("migrations",)
-    try:
-        seen = observe(settings, target, is_cleaning=is_cleaning)
-    except NeedsWriting:
-        raise Refused(
-            "env.py writes to the database before it migrates (a CREATE SCHEMA, perhaps), so what a downgrade would "
-            "undo cannot be shown without writing. Nothing was changed.\n"
-            "Let env.py write only where it must: see first whether the schema is there."
-        ) from None
+    seen = see(settings, _CANNOT_SHOW, cleans=True)
     facts, target = seen.facts, seen.target
     if ended := _hindrance(facts, settings):
         raise ended
@@ -119,7 +113,13 @@ def downgrade(settings: Settings, rev: str, *, is_confirmed: bool, write: Write)
         write(f"{facts.version_table} records {_listed(facts.recorded)}: there is nothing to undo.")
         return 0
     _show(settings, target, facts, way, write)
-    _confirm(rev, is_confirmed)
+    if not is_confirmed:
+        ask(
+            "Stop the app first: it may fail on the older schema. Type yes to undo them: ",
+            "yes",
+            what="A downgrade",
+            instead=f"alembic-entrypoint downgrade {shlex.quote(rev)} --yes",
+        )
 
     def is_done(connection: psycopg.Connection[Any]) -> bool:
         recorded = recorded_now(connection, facts.version_table)
@@ -176,21 +176,6 @@ def _show_losses(settings: Settings, target: Target, facts: Facts, way: Way, wri
         write(f"  {each[:200]}")
     if len(losing) > _MOST:
         write(f"  and {len(losing) - _MOST} more")
-
-
-def _confirm(rev: str, is_confirmed: bool) -> None:
-    """Ask on a terminal. Raises Usage where nobody can be asked, or the answer is no."""
-    if is_confirmed:
-        return
-    if not sys.stdin.isatty():
-        raise Usage(
-            "A downgrade is confirmed first, and there is no terminal to ask on. Nothing was changed.\n"
-            f"alembic-entrypoint downgrade {shlex.quote(rev)} --yes"
-        )
-    sys.stderr.write("Stop the app first: it may fail on the older schema. Type yes to undo them: ")
-    sys.stderr.flush()
-    if sys.stdin.readline().strip() != "yes":
-        raise Usage("It was not confirmed. Nothing was changed.")
 
 
 def _undo(lock: Lock, settings: Settings, target: Target, way: Way) -> Progress:

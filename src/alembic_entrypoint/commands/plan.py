@@ -10,42 +10,26 @@ from typing import Any
 
 import psycopg
 
+from alembic_entrypoint.commands.looking import Looked, looked
 from alembic_entrypoint.comparison import Outcome
 from alembic_entrypoint.decide import Action, Decision
-from alembic_entrypoint.errors import Ended, Refused
+from alembic_entrypoint.errors import Ended
 from alembic_entrypoint.facts import Facts
-from alembic_entrypoint.judge import judged, remembered
-from alembic_entrypoint.observe import (
-    NeedsWriting,
-    WorkerFailed,
-    find_target,
-    misconfigured,
-    observe,
-    request,
-)
+from alembic_entrypoint.observe import WorkerFailed, misconfigured, request
 from alembic_entrypoint.outcome import refusal
 from alembic_entrypoint.proof import Proof, prove
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.target import Target
-from alembic_entrypoint.wait import await_database, connected
 from alembic_entrypoint.worker.client import Worker
+
+_CANNOT_LOOK = "and plan never writes.\n`alembic-entrypoint migrate` looks under the lock, where that is allowed."
 
 
 def plan(settings: Settings, *, as_json: bool, as_sql: bool, proves: bool = False, write: Callable[[str], Any]) -> int:
     """Print state, action and reason, or the SQL; give the exit code that `run` would end with."""
-    target = find_target(settings)
-    target = dataclasses.replace(target, address=await_database(target.address, settings.wait_timeout).address)
-    try:
-        seen = observe(settings, target)
-    except NeedsWriting:
-        raise Refused(
-            "env.py writes to the database before it migrates (a CREATE SCHEMA, perhaps), and plan never writes.\n"
-            "`alembic-entrypoint migrate` looks under the lock, where that is allowed."
-        ) from None
-    with connected(target.address, settings.wait_timeout) as connection:
-        facts = remembered(connection, seen.facts, settings)
-        decision = judged(facts, settings)
-        proof = _proved(connection, settings, seen.target, facts, decision) if proves else None
+    with looked(settings, _CANNOT_LOOK, cleans=False) as (look, connection):
+        proof = _proved(connection, look) if proves else None
+    target, facts, decision = look.target, look.facts, look.decision
     ended = how_it_ends(decision, settings, facts)
     if proof is not None:
         # What was proved is recorded, and the database is settled from there.
@@ -54,7 +38,7 @@ def plan(settings: Settings, *, as_json: bool, as_sql: bool, proves: bool = Fals
     if as_sql:
         if ended is not None:
             raise ended
-        write(sql_of(settings, seen.target, facts.recorded))
+        write(sql_of(settings, target, facts.recorded))
     elif as_json:
         write(json.dumps(document(decision, facts, ended, proof), indent=2))
     else:
@@ -69,15 +53,14 @@ def how_it_ends(decision: Decision, settings: Settings, facts: Facts) -> Ended |
     return refusal(decision, settings.help_url, facts)
 
 
-def _proved(
-    connection: psycopg.Connection[Any], settings: Settings, target: Target, facts: Facts, decision: Decision
-) -> Proof | None:
+def _proved(connection: psycopg.Connection[Any], look: Looked) -> Proof | None:
     """Prove what `run` would prove; None where it would not."""
-    if decision.action is not Action.PROVE or settings.recover == "off":
+    if look.decision.action is not Action.PROVE or look.settings.recover == "off":
         return None
     from alembic_entrypoint.recover import asked_about
 
-    return prove(connection, settings, target, facts, only=asked_about(facts, decision))
+    only = asked_about(look.facts, look.decision)
+    return prove(connection, look.settings, look.target, look.facts, only=only)
 
 
 def document(decision: Decision, facts: Facts, ended: Ended | None, proof: Proof | None = None) -> dict[str, Any]:

@@ -35,7 +35,7 @@ _FLOATS = ("cost", "rows")
 
 
 class Name(NamedTuple):
-    """One name that a schema holds: of a schema, extension, relation, type or function, without its arguments."""
+    """One name that a schema holds: of a schema, extension, relation, sequence, type, or function without arguments."""
 
     kind: str
     schema: str
@@ -45,13 +45,20 @@ class Name(NamedTuple):
 #: What belongs to an extension, by the oid of its catalog.
 _MEMBERS = "SELECT objid FROM pg_catalog.pg_depend WHERE refclassid = 3079 AND classid = {} AND deptype = 'e'"
 #: Every name, in one row and one text: cheap, since it is asked after each migration. A line is a kind, the oid of its
-#: schema, and a name; schemas are lines of their own. Sequences are left out, as most belong to a column; the server's
-#: own objects have lower oids. Catalog pages: pg_class, pg_type, pg_proc, pg_namespace, pg_extension, pg_depend.
+#: schema, and a name; schemas are lines of their own. A sequence that a column owns goes with it and is left out; the
+#: server's own objects have lower oids.
+#: Catalog pages: pg_class, pg_type, pg_proc, pg_namespace, pg_extension, pg_depend.
 NAMES = f"""
 SELECT pg_catalog.string_agg(line, pg_catalog.chr(30)) FROM (
     SELECT CASE relkind WHEN 'c' THEN 't' ELSE 'r' END || relnamespace || pg_catalog.chr(31) || relname AS line
       FROM pg_catalog.pg_class
      WHERE oid >= 16384 AND relkind IN ('r', 'p', 'f', 'v', 'm', 'c') AND oid NOT IN ({_MEMBERS.format(1259)})
+    UNION ALL
+    SELECT 's' || relnamespace || pg_catalog.chr(31) || relname FROM pg_catalog.pg_class AS c
+     WHERE oid >= 16384 AND relkind = 'S'
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d
+                        WHERE d.classid = 1259 AND d.objid = c.oid
+                          AND (d.deptype = 'e' OR d.deptype IN ('a', 'i') AND d.refclassid = 1259))
     UNION ALL
     SELECT 't' || typnamespace || pg_catalog.chr(31) || typname FROM pg_catalog.pg_type
      WHERE oid >= 16384 AND typtype IN ('d', 'e', 'r') AND oid NOT IN ({_MEMBERS.format(1247)})
@@ -65,7 +72,7 @@ SELECT pg_catalog.string_agg(line, pg_catalog.chr(30)) FROM (
     SELECT 'e' || pg_catalog.chr(31) || extname FROM pg_catalog.pg_extension
 ) AS lines
 """
-_KINDS = {"r": "relation", "t": "type", "f": "function"}
+_KINDS = {"r": "relation", "s": "sequence", "t": "type", "f": "function"}
 
 
 def text_of(answer: str | bytes | None, errors: str = "backslashreplace") -> str:
