@@ -10,7 +10,7 @@ from typing import Any
 
 from alembic_entrypoint.facts import Graph
 from alembic_entrypoint.schema import reading
-from alembic_entrypoint.schema.facts import Kind, Snapshot
+from alembic_entrypoint.schema.facts import Kind, Snapshot, Thing
 from alembic_entrypoint.schema.reading import Name
 
 #: Kinds of names that are there before the first migration and say nothing of it.
@@ -114,6 +114,11 @@ class Live:
     snapshot: Snapshot = field(repr=False)
     names: frozenset[Name] = field(repr=False)
 
+    def is_owned(self, name: Name) -> bool:
+        """Tell whether it is a sequence that belongs to a column."""
+        told = self.snapshot.facts.get(Thing(Kind.SEQUENCE, name.schema, name.name, ""), {})
+        return name.kind == Kind.SEQUENCE.value and told.get("owned by") is not None
+
 
 @dataclass(frozen=True)
 class Replayed:
@@ -182,8 +187,8 @@ class Replayed:
 
     def strangers(self, live: Live) -> tuple[Name, ...]:
         """Name what is live, in a schema that the replay touches, and made by no revision."""
-        others = live.names - self.made
-        return tuple(sorted(each for each in others if each.kind not in _SURROUNDINGS and each.schema in self.touched))
+        others = (each for each in live.names - self.made if each.kind not in _SURROUNDINGS and not live.is_owned(each))
+        return tuple(sorted(each for each in others if each.schema in self.touched))
 
     def equal(self, live: Live) -> tuple[State, ...]:
         """Find the states whose schema the live one is."""
@@ -203,14 +208,15 @@ class Replayed:
 
     def _distances(self, live: Live) -> Mapping[int, int]:
         """Count, for each set, the names that are there or live, and not both; in one pass, so that memory is flat."""
-        there = (each for each in live.names if each in self.made or each.kind not in _SURROUNDINGS)
+        names = (each for each in live.names if each.kind != "sequence")
+        there = (each for each in names if each in self.made or each.kind not in _SURROUNDINGS)
         here = frozenset(each for each in there if each.kind == "extension" or each.schema in self.touched)
         found: dict[int, int] = {}
         for replay in self.replays:
             applied, unlike = 0, set(here)
             for each in replay:
                 applied |= self.bits((each.revision,) if each.revision is not None else ())
-                unlike ^= {*each.added, *each.removed} - self.surroundings
+                unlike ^= {name for name in (*each.added, *each.removed) if name.kind != "sequence"} - self.surroundings
                 found[applied] = len(unlike)
         return found
 

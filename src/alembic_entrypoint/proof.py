@@ -26,7 +26,8 @@ from alembic_entrypoint.postgres.scratch import ScratchServer, scratch_server
 from alembic_entrypoint.replay import NotReplayed, replay
 from alembic_entrypoint.schema import reading, snapshot
 from alembic_entrypoint.schema.difference import difference, unlike
-from alembic_entrypoint.schema.facts import Pattern
+from alembic_entrypoint.schema.facts import Kind, Pattern
+from alembic_entrypoint.schema.reading import Name
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.target import Target, keep_secret
 from alembic_entrypoint.worker.messages import Replay
@@ -177,7 +178,10 @@ def read_live(connection: psycopg.Connection[Any], ignore: Collection[Pattern]) 
             f"The schema could not be read, because somebody is changing it: {error}. Nothing was changed."
         ) from None
     assert row is not None
-    return Live(taken, reading.names_of(row[0], ignore))
+    # A sequence that belongs to what is ignored is ignored with it, which names alone do not tell.
+    others = {Name("sequence", each.schema, each.name) for each in taken.facts if each.kind is Kind.SEQUENCE}
+    names = reading.names_of(row[0], ignore)
+    return Live(taken, frozenset(each for each in names if each.kind != "sequence" or each in others))
 
 
 @dataclass

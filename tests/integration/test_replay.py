@@ -32,7 +32,7 @@ def test_each_migration_is_visited_with_what_it_makes(
     public, app = Name("schema", "public", ""), Name("schema", "app", "")
     assert [set(each.added) for each in visits] == [
         {public, Name("extension", "", "plpgsql")},
-        {Name("relation", "public", "users")},
+        {Name("relation", "public", "users"), Name("sequence", "public", "users_id_seq")},
         {app, Name("type", "app", "mood")},
         set(),
         {Name("relation", "public", "people")},

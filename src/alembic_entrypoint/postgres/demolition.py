@@ -62,7 +62,9 @@ SELECT pg_catalog.json_agg(pg_catalog.json_build_array(kind, word, s, name, cata
                             WHEN 'f' THEN 'FOREIGN TABLE' ELSE 'TABLE' END AS word,
                n.nspname AS s, relname::text AS name, 'pg_class'::regclass::int8 AS catalog, c.oid::int8 AS oid
           FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace
-         WHERE relkind IN ('r', 'p', 'f', 'v', 'm', 'S')
+         WHERE relkind IN ('r', 'p', 'f', 'v', 'm') OR relkind = 'S' AND NOT EXISTS (  -- its column takes it along
+               SELECT FROM pg_depend AS d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+                  AND d.refclassid = 'pg_class'::regclass AND d.refobjsubid > 0 AND d.deptype IN ('a', 'i'))
         UNION ALL
         SELECT 2, 'function', 'ROUTINE', n.nspname, quote_ident(proname) || '(' || oidvectortypes(proargtypes) || ')',
                'pg_proc'::regclass::int8, p.oid::int8

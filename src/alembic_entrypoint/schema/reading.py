@@ -45,20 +45,15 @@ class Name(NamedTuple):
 #: What belongs to an extension, by the oid of its catalog.
 _MEMBERS = "SELECT objid FROM pg_catalog.pg_depend WHERE refclassid = 3079 AND classid = {} AND deptype = 'e'"
 #: Every name, in one row and one text: cheap, since it is asked after each migration. A line is a kind, the oid of its
-#: schema, and a name; schemas are lines of their own. A sequence that a column owns goes with it and is left out; the
-#: server's own objects have lower oids.
+#: schema, and a name; schemas are lines of their own. Whether a column owns a sequence is not asked, which would take
+#: longer than all the rest; the server's own objects have lower oids.
 #: Catalog pages: pg_class, pg_type, pg_proc, pg_namespace, pg_extension, pg_depend.
 NAMES = f"""
 SELECT pg_catalog.string_agg(line, pg_catalog.chr(30)) FROM (
-    SELECT CASE relkind WHEN 'c' THEN 't' ELSE 'r' END || relnamespace || pg_catalog.chr(31) || relname AS line
+    SELECT CASE relkind WHEN 'c' THEN 't' WHEN 'S' THEN 's' ELSE 'r' END
+               || relnamespace || pg_catalog.chr(31) || relname AS line
       FROM pg_catalog.pg_class
-     WHERE oid >= 16384 AND relkind IN ('r', 'p', 'f', 'v', 'm', 'c') AND oid NOT IN ({_MEMBERS.format(1259)})
-    UNION ALL
-    SELECT 's' || relnamespace || pg_catalog.chr(31) || relname FROM pg_catalog.pg_class AS c
-     WHERE oid >= 16384 AND relkind = 'S'
-       AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d
-                        WHERE d.classid = 1259 AND d.objid = c.oid
-                          AND (d.deptype = 'e' OR d.deptype IN ('a', 'i') AND d.refclassid = 1259))
+     WHERE oid >= 16384 AND relkind IN ('r', 'p', 'f', 'v', 'm', 'c', 'S') AND oid NOT IN ({_MEMBERS.format(1259)})
     UNION ALL
     SELECT 't' || typnamespace || pg_catalog.chr(31) || typname FROM pg_catalog.pg_type
      WHERE oid >= 16384 AND typtype IN ('d', 'e', 'r') AND oid NOT IN ({_MEMBERS.format(1247)})

@@ -131,13 +131,14 @@ class Replaying:
         come, gone = lines - before, before - lines
         if any(map(reading.is_schema_line, come | gone)):
             self._schemas = frozenset(filter(reading.is_schema_line, lines))
-            names = reading.names_in(lines, self._ignore)
-            added, removed = names - self._names, self._names - names
+            seen = reading.names_in(lines, self._ignore)
+            names = frozenset(filter(_counts, seen))
+            added, removed = seen - self._names, self._names - names
         else:
             schemas = self._schemas
             added = reading.names_in(come | schemas, self._ignore) - self._names
             removed = reading.names_in(gone | schemas, self._ignore) - reading.names_in(schemas, self._ignore)
-            names = (self._names - removed) | added
+            names = (self._names - removed) | frozenset(filter(_counts, added))
         self._names = names
         self._objects.update(each.schema for each in added if _is_object(each))
         self._objects.subtract(each.schema for each in removed if _is_object(each))
@@ -185,8 +186,13 @@ class _Aside:
             _ask(self._connection, statement)
 
 
+def _counts(name: Name) -> bool:
+    """Tell whether a name must be live, too: a sequence goes with its column, most often."""
+    return name.kind != "sequence"
+
+
 def _is_object(name: Name) -> bool:
-    return name.kind not in ("schema", "extension")
+    return name.kind not in ("schema", "extension", "sequence")
 
 
 def _steps(token: int, session: Mapping[str, str], end: End) -> Steps:
