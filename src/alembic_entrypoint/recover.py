@@ -22,7 +22,8 @@ from alembic_entrypoint.logs import log
 from alembic_entrypoint.observe import logged
 from alembic_entrypoint.postgres.ledger import Book, Unwritable
 from alembic_entrypoint.postgres.versions import Changed, swap, undo_of
-from alembic_entrypoint.proof import Proof, ignored, prove, read_live
+from alembic_entrypoint.proof import Proof, ignored, prove
+from alembic_entrypoint.schema.snapshot import take_within
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.target import Target
 
@@ -122,11 +123,12 @@ def _swap(
 ) -> None:
     """Swap what is recorded in one transaction with what is set aside. Raises Refused, Denied, TryAgain."""
     table, connection = facts.version_table, lock.connection
-    if proof is not None and read_live(connection, ignored(settings, facts)).snapshot.digest != proof.digest:
-        raise _changed(facts, "the schema")
     try:
         with connection.transaction():
             swap(connection, table, facts.recorded, revisions)
+            # Now, and not before: whoever held the version table may have changed the schema while it was waited for.
+            if proof is not None and take_within(connection, ignore=ignored(settings, facts)).digest != proof.digest:
+                raise _changed(facts, "the schema")
             if book is not None:
                 book.set_aside(lost)
     except Changed as error:

@@ -12,12 +12,12 @@ from pathlib import Path
 import psycopg
 import pytest
 from cases import HERE
-from dumps import dumped, normalised, restore
 
 from alembic_entrypoint.schema.difference import difference
 from alembic_entrypoint.schema.facts import Kind, Snapshot, Thing
 from alembic_entrypoint.schema.snapshot import take
 from conftest import IGNORED, Rich, snapshot_of
+from dumps import dumped, normalised, restore
 from servers import Database, Server, fresh_database, wait_until
 
 SETTINGS = {
