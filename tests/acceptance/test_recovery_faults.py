@@ -104,9 +104,8 @@ def test_a_run_that_is_killed_changes_nothing_and_the_next_one_ends_right(
     assert server.query(SCRATCH) == []
 
 
-@pytest.mark.parametrize(
-    "moment", [*(pytest.param(each, marks=pytest.mark.wide) for each in ("replay", "look")), "record"]
-)
+@pytest.mark.wide
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_that_loses_its_sessions_changes_nothing_and_may_be_started_again(
     tree: Project, database: Database, server: Server, moment: str
 ) -> None:
@@ -124,6 +123,7 @@ def test_a_run_that_loses_its_sessions_changes_nothing_and_may_be_started_again(
     assert server.query(SCRATCH) == []
 
 
+@pytest.mark.wide
 def test_a_run_that_is_killed_after_it_recorded_is_gone_on_with(tree: Project, database: Database) -> None:
     with database.connect(autocommit=False) as person, migrating(tree, database) as running:
         with waiting_to_record(database):
