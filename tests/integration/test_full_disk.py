@@ -86,3 +86,37 @@ def test_a_scratch_disk_that_is_full_changes_nothing(
     elsewhere = entrypoint("migrate", "--scratch", "embedded", cwd=tree.folder, env=env)
     assert elsewhere.code == 0, elsewhere.message
     assert database.query("SELECT version_num FROM alembic_version") == [("r4",)]
+
+
+@pytest.mark.extra
+def test_a_server_that_goes_down_for_want_of_room_is_as_it_was_when_it_is_up_again(tmp_path: Path) -> None:
+    made = project(tmp_path)
+    made.add_line(1)
+    # In a replay this is more than the server's own log has room for, and it panics.
+    many = "CREATE TABLE t2 AS SELECT repeat('x', 1000) AS x FROM generate_series(1, 100000)"
+    made.add("r2", f"op.execute({many!r})", down="r1")
+    made.add("r3", "op.execute('CREATE TABLE t3 (id int)')", down="r2")
+    with own_server(18) as server:
+        server.execute("CREATE DATABASE app")
+        database = Database(server, "app")
+        env = {"DATABASE_URL": database.url}
+        database.execute("CREATE TABLE t1 (id int PRIMARY KEY); CREATE TABLE t2 AS SELECT 'x'::text AS x")
+        schema = normalised(database)
+        server.stop()
+        log = (server.data / "pg_wal").rename(server.data.parent / "log of changes")
+        with small_disk(server.data / "pg_wal", 40) as disk:
+            subprocess.run(["cp", "-a", f"{log}/.", str(disk)], check=True)
+            server.start()
+            result = entrypoint("migrate", cwd=made.folder, env=env)
+            assert "No space left on device" in server.log
+            assert result.code == 75, result.stderr
+            subprocess.run(["mount", "-o", "remount,size=400m", str(disk)], check=True)
+            server.stop("immediate")
+            server.start()
+            assert normalised(database) == schema
+            assert database.query("SELECT to_regclass('alembic_version')") == [(None,)]
+            again = entrypoint("migrate", cwd=made.folder, env=env)
+            assert again.code == 0, again.message
+            assert [each["after"] for each in again.named("schema.stamped")] == [["r2"]]
+            assert server.query(SCRATCH) == []
+            server.stop()
