@@ -26,10 +26,14 @@ RECORDS = f"{WAITS} AND query LIKE 'LOCK TABLE%%'"
 
 @pytest.fixture
 def tree(tmp_path: Path, database: Database) -> Project:
-    """Make three migrations, of which the second is slow where there is a file `hold`; and a database at it."""
+    """Make three migrations, of which the second goes on only when there is no file `hold`; and a database at it."""
     made = project(tmp_path)
     made.add_line(1)
-    slow = "op.execute('SELECT pg_sleep(600)' if os.path.exists('hold') else 'CREATE TABLE t2 (id int PRIMARY KEY)')"
+    slow = """
+    while os.path.exists("hold"):
+        op.execute("SELECT pg_sleep(0.2)")
+    op.execute("CREATE TABLE t2 (id int PRIMARY KEY)")
+    """
     made.add("r2", slow, down="r1", head="import os")
     made.add("r3", "op.execute('CREATE TABLE t3 (id int PRIMARY KEY)')", down="r2")
     env = {"DATABASE_URL": database.url}
@@ -185,3 +189,25 @@ def test_a_version_table_that_somebody_else_makes_meanwhile_is_left(tree: Projec
     assert "It could not be recorded" in result.message
     assert "Nothing was changed" in result.message
     assert recorded(database) == ["r1"]
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        "ALTER TABLE t1 ADD COLUMN meanwhile int",
+        pytest.param("UPDATE alembic_version SET version_num = 'r1'", marks=pytest.mark.wide),
+    ],
+)
+def test_a_proof_that_is_owed_stays_so_where_something_changes_while_it_is_given(
+    tree: Project, database: Database, meanwhile: str
+) -> None:
+    owing = "UPDATE alembic_entrypoint.settling SET owes_proof = true"
+    database.execute(f"UPDATE alembic_version SET version_num = 'r2'; {owing}")
+    with migrating(tree, database) as running:
+        with in_its_replay(tree, database) as is_there:
+            wait_until(lambda: is_there(running), 30, what="it is at its replay")
+            database.execute(meanwhile)
+        result = running.end()
+    assert (result.code, result.named("migration.started")) == (65, []), result.stderr
+    assert "while it was being proved, so nothing was recorded" in result.message
+    assert database.query("SELECT bool_or(owes_proof) FROM alembic_entrypoint.settling") == [(True,)]
