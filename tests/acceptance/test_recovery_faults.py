@@ -28,7 +28,7 @@ RECORDS = f"{WAITS} AND query LIKE 'LOCK TABLE%%'"
 def tree(tmp_path: Path, database: Database) -> Project:
     """Make three migrations, of which the second goes on only when there is no file `hold`; and a database at it."""
     made = project(tmp_path)
-    made.add_line(1)
+    made.add("r1", "op.execute('CREATE TABLE t1 (id int); CREATE INDEX t1_index ON t1 (id)')")
     slow = """
     while os.path.exists("hold"):
         op.execute("SELECT pg_sleep(0.2)")
@@ -62,13 +62,11 @@ def in_its_replay(tree: Project, database: Database) -> Iterator[Callable[[Runni
 
 @contextmanager
 def in_its_look_at_the_schema(tree: Project, database: Database) -> Iterator[Callable[[Running], bool]]:
-    # A definition cannot be read while its table is locked.
-    database.execute("CREATE INDEX extra ON t1 (id)")
+    # What an index is cannot be read while it may be dropped.
     with database.connect(autocommit=False) as person:
-        person.execute("LOCK TABLE t1")
-        person.execute("DROP INDEX extra")
+        person.execute("DROP INDEX t1_index")
         yield lambda running: running.has("schema.observed", state="LOST") and bool(database.query(WAITS))
-        person.commit()
+        person.rollback()
 
 
 @contextmanager
@@ -165,6 +163,21 @@ def test_a_schema_that_changes_before_the_proved_revision_is_recorded_is_refused
     message = refused_at_the_record(tree, database, "ALTER TABLE t2 ADD COLUMN meanwhile int")
     assert "Somebody changed the schema while it was being proved, so nothing was recorded" in message
     assert recorded(database) == ["lost"]
+
+
+@pytest.mark.wide
+def test_who_migrates_by_hand_meanwhile_goes_first(tree: Project, database: Database) -> None:
+    """Both would wait for each other, and PostgreSQL would end one of them."""
+    with database.connect(autocommit=False) as person, migrating(tree, database) as running:
+        with waiting_to_record(database):
+            wait_until(lambda: database.query(RECORDS), 30, what="it is about to record")
+            person.execute("DROP INDEX t1_index")
+        wait_until(lambda: database.query(f"{WAITS} AND query NOT LIKE 'LOCK TABLE%%'"), 30, 0.005, what="it reads")
+        person.execute("UPDATE alembic_version SET version_num = 'r1'")
+        person.commit()
+        result = running.end()
+    assert (result.code, recorded(database)) == (75, ["r1"]), result.stderr
+    assert "Nothing was changed" in result.message
 
 
 @pytest.mark.parametrize("other", [*(pytest.param(each, marks=pytest.mark.wide) for each in ("r1", "r2")), "other"])
