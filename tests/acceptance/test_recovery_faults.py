@@ -167,7 +167,7 @@ def test_a_schema_that_changes_before_the_proved_revision_is_recorded_is_refused
 
 @pytest.mark.wide
 def test_who_migrates_by_hand_meanwhile_goes_first(tree: Project, database: Database) -> None:
-    """Both would wait for each other, and PostgreSQL would end one of them."""
+    """Each would wait for the other, and PostgreSQL would end one of them: it is the run that gives way."""
     with database.connect(autocommit=False) as person, migrating(tree, database) as running:
         with waiting_to_record(database):
             wait_until(lambda: database.query(RECORDS), 30, what="it is about to record")
