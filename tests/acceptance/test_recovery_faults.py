@@ -86,7 +86,9 @@ def waiting_to_record(database: Database) -> Iterator[Person]:
 MOMENTS = {"replay": in_its_replay, "look": in_its_look_at_the_schema, "record": before_it_records}
 
 
-@pytest.mark.parametrize("moment", ["replay", pytest.param("look", marks=pytest.mark.wide), "record"])
+@pytest.mark.parametrize(
+    "moment", ["replay", *(pytest.param(each, marks=pytest.mark.wide) for each in ("look", "record"))]
+)
 def test_a_run_that_is_killed_changes_nothing_and_the_next_one_ends_right(
     tree: Project, database: Database, server: Server, moment: str
 ) -> None:
@@ -204,12 +206,9 @@ def test_a_version_table_that_somebody_else_makes_meanwhile_is_left(tree: Projec
     assert recorded(database) == ["r1"]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
-    "meanwhile",
-    [
-        "ALTER TABLE t1 ADD COLUMN meanwhile int",
-        pytest.param("UPDATE alembic_version SET version_num = 'r1'", marks=pytest.mark.wide),
-    ],
+    "meanwhile", ["ALTER TABLE t1 ADD COLUMN meanwhile int", "UPDATE alembic_version SET version_num = 'r1'"]
 )
 def test_a_proof_that_is_owed_stays_so_where_something_changes_while_it_is_given(
     tree: Project, database: Database, meanwhile: str
