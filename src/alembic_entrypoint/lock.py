@@ -40,7 +40,7 @@ class LockLost(TryAgain):
     """The session that held the lock is gone."""
 
     def __init__(self, reason: str) -> None:
-        reason = " ".join(reason.split()) or "the server closed it"
+        reason = " ".join(reason.split()).rstrip(".") or "the server closed it"
         super().__init__(
             f"The session that held the lock is gone: {reason}. "
             "What it protected was cancelled, so that no two can migrate at once.",

@@ -22,7 +22,7 @@ from alembic_entrypoint.comparison import Answer, Live, Outcome, Replayed, State
 from alembic_entrypoint.errors import Denied, TryAgain
 from alembic_entrypoint.facts import Facts
 from alembic_entrypoint.logs import log
-from alembic_entrypoint.postgres.scratch import ScratchServer, scratch_server
+from alembic_entrypoint.postgres.scratch import ELSEWHERE, ScratchServer, scratch_server
 from alembic_entrypoint.replay import NotReplayed, replay
 from alembic_entrypoint.schema import reading, snapshot
 from alembic_entrypoint.schema.difference import difference, unlike
@@ -145,7 +145,7 @@ def prove(
             proof = proving.proved(only, known, way)
         except NotReplayed as error:
             if error.may_pass:
-                raise TryAgain(f"Nothing can be proved now: {error}\nNothing was changed.") from None
+                raise TryAgain(f"Nothing can be proved now: {error}\nNothing was changed.\n{ELSEWHERE}") from None
             proof = Proof(Outcome.FAILED, failure=str(error), document=_failed(error, only))
     proof = dataclasses.replace(proof, digest=live.snapshot.digest, only=only)
     log(

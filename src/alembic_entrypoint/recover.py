@@ -19,11 +19,12 @@ from alembic_entrypoint.facts import Facts, Graph
 from alembic_entrypoint.keeper import Keeper
 from alembic_entrypoint.lock import Lock
 from alembic_entrypoint.logs import log
-from alembic_entrypoint.observe import logged
+from alembic_entrypoint.observe import logged, recorded_now
 from alembic_entrypoint.postgres.book import Book
 from alembic_entrypoint.postgres.layout import Unwritable
 from alembic_entrypoint.postgres.versions import Changed, swap, undo_of
 from alembic_entrypoint.proof import Proof, ignored, prove, read_live
+from alembic_entrypoint.schema.snapshot import take_within
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.target import Target
 
@@ -59,6 +60,7 @@ def recover(lock: Lock, settings: Settings, target: Target, keeper: Keeper, fact
     elif proof.outcome is not Outcome.ONE:
         raise _refused(facts, decision, settings, proof.message, keeper)
     elif decision.state is State.UNPROVED:
+        _check_unchanged(lock, settings, facts, proof)
         keeper.clear_debt(facts, decision)
     else:
         record(lock, settings, keeper, facts, decision, proof.candidates[0], proof)
@@ -123,11 +125,12 @@ def _swap(
 ) -> None:
     """Swap what is recorded in one transaction with what is set aside. Raises Refused, Denied, TryAgain."""
     table, connection = facts.version_table, lock.connection
-    if proof is not None and read_live(connection, ignored(settings, facts)).snapshot.digest != proof.digest:
-        raise _changed(facts, "the schema")
     try:
         with connection.transaction():
             swap(connection, table, facts.recorded, revisions)
+            # Now, and not before: whoever held the version table may have changed the schema while it was waited for.
+            if proof is not None and take_within(connection, ignore=ignored(settings, facts)).digest != proof.digest:
+                raise _changed(facts, "the schema")
             if book is not None:
                 book.set_aside(lost)
     except Changed as error:
@@ -152,6 +155,14 @@ def _swap(
             f"Somebody may hold {table}, or the disk be full: `alembic-entrypoint diagnose` shows who is at work. "
             "Then start again."
         ) from None
+
+
+def _check_unchanged(lock: Lock, settings: Settings, facts: Facts, proof: Proof) -> None:
+    """See that what was proved is what is there now: a replay may take minutes. Raises Refused, TryAgain."""
+    if recorded_now(lock.connection, facts.version_table) != facts.recorded:
+        raise _changed(facts, str(facts.version_table))
+    if read_live(lock.connection, ignored(settings, facts)).snapshot.digest != proof.digest:
+        raise _changed(facts, "the schema")
 
 
 def _changed(facts: Facts, what: str) -> Refused:

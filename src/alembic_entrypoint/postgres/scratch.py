@@ -82,9 +82,10 @@ class ScratchServer:
                 f"The role may not create the scratch database that a proof needs: {_said(error)}. "
                 f"Nothing was changed.\n{_OTHER_WAYS}"
             ) from None
-        except psycopg.errors.InsufficientResources as error:
+        except psycopg.OperationalError as error:
             raise TryAgain(
-                f"The scratch database that a proof needs could not be made: {_said(error)}. Nothing was changed."
+                f"The scratch database that a proof needs could not be made: {_said(error)}. Nothing was changed.\n"
+                f"{ELSEWHERE}"
             ) from None
         except (psycopg.errors.ProgrammingError, psycopg.errors.DataError, psycopg.errors.NotSupportedError) as error:
             raise Misconfigured(
@@ -117,6 +118,11 @@ _OTHER_WAYS = (
     "Grant the right (ALTER ROLE … CREATEDB), or set ALEMBIC_ENTRYPOINT_SCRATCH: to `embedded` for an embedded "
     "PostgreSQL (pip install 'alembic-entrypoint[demo]'), or to the URL of another server of the same major on which "
     "this role may create databases; with `off` nothing is proved, and what needs a proof is refused."
+)
+#: What to do about a server that has no room for a replay, or is going away.
+ELSEWHERE = (
+    "When that is mended, start again; or set ALEMBIC_ENTRYPOINT_SCRATCH to `embedded` (pip install "
+    "'alembic-entrypoint[demo]') or to the URL of another server of the same major, and it is replayed there."
 )
 #: An embedded PostgreSQL knows no other locale; every encoding goes with it.
 _C: Mapping[str, Any] = {"datcollate": "C", "datctype": "C", "datlocprovider": "c"}

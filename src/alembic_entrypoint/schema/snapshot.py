@@ -46,16 +46,36 @@ def take(
         with attempt:
             # Short waits, with no lock held between them, let DDL that queues behind us pass.
             patience = max(0.001, min(lock_timeout / 3, deadline - time.monotonic()))
-            facts = dict(_read(connection, _script(patience)))
+            try:
+                facts = dict(_read(connection, _script(patience, *_ALONE)))
+            finally:
+                if connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+                    connection.rollback()
     return Snapshot(connection.info.server_version // 10000, facts).without(ignore)
 
 
-def _script(lock_timeout: float) -> str:
-    """Return one transaction as one text, so that it costs one round trip and leaves no setting behind."""
+def take_within(
+    connection: psycopg.Connection[Any], *, ignore: Collection[Pattern] = (LEDGER,), lock_timeout: float = 0.5
+) -> Snapshot:
+    """Read the schema in the transaction that is under way, once; its settings stay as they are.
+
+    The transaction may hold locks: it waits for others less than a second, after which PostgreSQL looks for a
+    deadlock and may end the others. Raises what `take` raises, and the transaction is of no more use then.
+    """
+    facts = dict(_read(connection, _script(lock_timeout, *_WITHIN)))
+    return Snapshot(connection.info.server_version // 10000, facts).without(ignore)
+
+
+#: How what is read begins and ends: either leaves no setting behind.
+_ALONE = ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "COMMIT")
+_WITHIN = ("SAVEPOINT alembic_entrypoint", "ROLLBACK TO SAVEPOINT alembic_entrypoint")
+
+
+def _script(lock_timeout: float, first: str, last: str) -> str:
+    """Return all that is asked as one text, so that it costs one round trip."""
     settings = {**SETTINGS, "lock_timeout": f"{lock_timeout * 1000:.0f}ms"}
     setting = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
-    begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-    return ";\n".join([begin, f"SELECT {setting}", *questions(), "COMMIT"])
+    return ";\n".join([first, f"SELECT {setting}", *questions(), last])
 
 
 def _read(connection: psycopg.Connection[Any], script: str) -> Iterator[tuple[Thing, Mapping[str, Value]]]:
@@ -63,12 +83,8 @@ def _read(connection: psycopg.Connection[Any], script: str) -> Iterator[tuple[Th
         if connection.info.encoding == "ascii":
             for name in ("text", "name"):
                 cursor.adapters.register_loader(name, _TextOfAnyEncoding)
-        try:
-            cursor.execute(script.encode(), prepare=False)
-        finally:
-            if connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
-                connection.rollback()
-        cursor.nextset()  # from BEGIN to the settings
+        cursor.execute(script.encode(), prepare=False)
+        cursor.nextset()  # from the beginning to the settings
         for kind, _ in FILES:
             cursor.nextset()
             yield from _facts(kind, cursor)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import pytest
 from cases import HERE
-from dumps import normalised
 
 from alembic_entrypoint.schema.facts import Snapshot
 from alembic_entrypoint.schema.snapshot import LEDGER, take
+from dumps import normalised
 from servers import Database, Server, fresh_database
 
 IGNORED = (LEDGER, ("public", "alembic_version"))

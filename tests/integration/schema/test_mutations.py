@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 from cases import Case, cases, on_each_server
-from dumps import normalised
 
 from alembic_entrypoint.schema.difference import difference
 from alembic_entrypoint.schema.facts import Kind
 from alembic_entrypoint.schema.snapshot import take
 from alembic_entrypoint.schema.wording import label
 from conftest import IGNORED, Rich, snapshot_of
+from dumps import normalised
 
 MUTATIONS = cases("mutations.sql")
 HARMLESS = cases("harmless.sql")

@@ -7,12 +7,12 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from dumps import normalised
 from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 
 from alembic_entrypoint.schema.difference import difference
 from conftest import snapshot_of
+from dumps import normalised
 from servers import Database, Server, fresh_database
 
 TYPES = {

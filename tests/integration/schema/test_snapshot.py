@@ -12,12 +12,12 @@ from pathlib import Path
 import psycopg
 import pytest
 from cases import HERE
-from dumps import dumped, normalised, restore
 
 from alembic_entrypoint.schema.difference import difference
 from alembic_entrypoint.schema.facts import Kind, Snapshot, Thing
-from alembic_entrypoint.schema.snapshot import take
+from alembic_entrypoint.schema.snapshot import take, take_within
 from conftest import IGNORED, Rich, snapshot_of
+from dumps import dumped, normalised, restore
 from servers import Database, Server, fresh_database, wait_until
 
 SETTINGS = {
@@ -149,6 +149,16 @@ def test_a_connection_with_a_transaction_is_refused(rich: Rich) -> None:
         connection.execute("DROP TABLE extra")
     with rich.database.connect(autocommit=False) as connection, pytest.raises(ValueError, match="autocommit"):
         take(connection)
+
+
+def test_within_a_transaction_it_is_the_same_and_holds_what_was_made_there(rich: Rich) -> None:
+    everything = "SELECT name, setting FROM pg_settings ORDER BY name"
+    with rich.database.connect() as connection, connection.transaction(force_rollback=True):
+        before = connection.execute(everything).fetchall()
+        assert equal(rich.snapshot, take_within(connection, ignore=IGNORED))
+        connection.execute("CREATE TABLE extra ()")
+        assert Thing(Kind.RELATION, "public", "extra", "") in take_within(connection, ignore=IGNORED).facts
+        assert connection.execute(everything).fetchall() == before
 
 
 def test_a_table_that_is_ignored_goes_with_all_that_belongs_to_it(rich: Rich) -> None:
