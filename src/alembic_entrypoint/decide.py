@@ -6,7 +6,7 @@ sentences that an operator reads in the log, in the refusal and in the documenta
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -156,6 +156,21 @@ def _never_applied(facts: Facts) -> tuple[str, ...]:
     return tuple(sorted(missing))
 
 
+def _moves(facts: Facts) -> Iterator[str]:
+    """Say what the files must say, for what was never applied here to come after all that was."""
+    never = _never_applied(facts)
+    for each in facts.graph.moved_on_top(never) if never and not facts.faults else ():
+        now = facts.graph.by_revision[each.revision]
+        if each.parents != now.parents:
+            yield f"  - {each.path}: down_revision = {_as_written(each.parents)}"
+        if each.depends_on != now.depends_on:
+            yield f"  - {each.path}: depends_on = {_as_written(each.depends_on)}"
+
+
+def _as_written(revisions: tuple[str, ...]) -> str:
+    return repr(revisions if len(revisions) > 1 else revisions[0] if revisions else None)
+
+
 def _was_applied(replaces: tuple[str, ...], applied: frozenset[str]) -> bool:
     return bool(replaces) and applied.issuperset(replaces)
 
@@ -246,7 +261,7 @@ ROWS: tuple[Row, ...] = (
         "every recorded revision is known, but the ledger knows that one beneath it was never applied here",
         "{never_applied} now lies beneath {recorded}, and was never applied to this database.",
         "Alembic would call this database up to date, and the step would be left out for good.",
-        "Move {never_applied} on top: set its down_revision to {heads} and build the image again.",
+        "Move {never_applied} on top, and build the image again:\n{moves}",
     ),
     Row(
         State.UNPROVED,
@@ -331,6 +346,7 @@ def _words(facts: Facts) -> dict[str, str]:
         "set_aside_spaced": " ".join(sorted(facts.ledger.set_aside & set(facts.pending))),
         "last_replaced": _listed(last),
         "never_applied": _listed(_never_applied(facts)),
+        "moves": "\n".join(_moves(facts)),
         "set_aside": _listed(sorted(facts.ledger.set_aside & set(facts.pending))),
         "n_pending": f"{pending} migration{' is' if pending == 1 else 's are'}",
         "target_revisions": _listed(facts.target_revisions),

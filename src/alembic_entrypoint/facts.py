@@ -6,7 +6,7 @@ Standard library only, no I/O.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 RESERVED = ("base", "head", "heads")
@@ -67,6 +67,32 @@ class Graph:
                 found.add(revision)
                 waiting += [each for each in self.by_revision[revision].beneath if each in self.by_revision]
         return frozenset(found)
+
+    def moved_on_top(self, revisions: Iterable[str]) -> tuple[Migration, ...]:
+        """Give the migrations that must change, as they must be, for these to come after all that lies above them."""
+        from graphlib import TopologicalSorter
+
+        moved = frozenset(revisions)
+
+        def stays(names: Iterable[str]) -> tuple[str, ...]:
+            # What moves away leaves behind what it stood on.
+            found: dict[str, None] = {}
+            for each in names:
+                found |= dict.fromkeys(stays(self.by_revision[each].parents) if each in moved else (each,))
+            return tuple(each for each in found if each not in self.ancestors({*found} - {each}))
+
+        changed = [
+            replace(each, parents=stays(each.parents), depends_on=tuple(d for d in each.depends_on if d not in moved))
+            for each in self.migrations
+            if each.revision not in moved
+        ]
+        top = tuple(head for head in Graph(tuple(changed)).heads if self.ancestors([head]) & moved)
+        for each in TopologicalSorter({each: self.by_revision[each].beneath for each in moved}).static_order():
+            if each in moved:
+                depends_on = tuple(d for d in self.by_revision[each].depends_on if d not in moved)
+                changed.append(replace(self.by_revision[each], parents=top, depends_on=depends_on))
+                top = (each,)
+        return tuple(each for each in changed if each != self.by_revision[each.revision])
 
 
 @dataclass(frozen=True)

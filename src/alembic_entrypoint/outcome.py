@@ -140,12 +140,12 @@ def failed(lock: Lock, progress: Progress) -> Ended:
     else:
         lines.append("The database is as before: nothing was committed.")
     is_denied = failure["sqlstate"] == DENIED and not applied and not left_behind
-    lines.append(GRANT if is_denied else words.mend)
+    passes = (failure["sqlstate"] in MAY_PASS or _is_lost(failure)) and not applied and not left_behind
+    lines.append(GRANT if is_denied else _mend_blocked(progress) if passes else words.mend)
     if progress.backup:
         lines.append(progress.backup.words)
     assert progress.facts is not None  # else no migration had begun
     progress.end("failed", recorded_now(lock.connection, progress.facts.version_table), lines[0])
-    passes = (failure["sqlstate"] in MAY_PASS or _is_lost(failure)) and not applied and not left_behind
     kind: type[Ended] = TryAgain if passes else Denied if is_denied else Failed
     if passes and progress.blocker:
         lines.insert(1, f"It was blocked by {progress.blocker}.")
@@ -156,6 +156,16 @@ def failed(lock: Lock, progress: Progress) -> Ended:
         path=migration["path"],
         sqlstate=failure["sqlstate"],
         left_behind=left_behind,
+    )
+
+
+def _mend_blocked(progress: Progress) -> str:
+    """Say what to do about what the migration itself is not to blame for."""
+    if progress.blocker is None:
+        return "The migration is not at fault: start again. `alembic-entrypoint diagnose` shows who is at work."
+    return (
+        "The migration is not at fault: start again when that session is through. If it is dead or stuck, end it: "
+        f"SELECT pg_terminate_backend({progress.blocker.pid})"
     )
 
 

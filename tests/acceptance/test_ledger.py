@@ -157,7 +157,7 @@ def test_a_branch_that_was_rebased_beneath_what_is_recorded_is_noticed(tmp_path:
     result = run(after, database)
     assert (result.code, result.state) == (65, "REWRITTEN")
     assert "yours now lies beneath mine, and was never applied to this database" in result.message
-    assert "set its down_revision to mine" in result.message
+    assert "mine.py: down_revision = 'a'\n  - migrations/versions/yours.py: down_revision = 'mine'" in result.message
     assert database.query("SELECT to_regclass('yours')") == [(None,)]
 
 

@@ -348,7 +348,8 @@ def test_the_message_of_overlapped() -> None:
             seen(*line("a", "x", "c"), recorded=("c",), ledger=applied("c", "a")),
             [
                 "x now lies beneath c, and was never applied to this database.",
-                "Move x on top: set its down_revision to c",
+                "Move x on top, and build the image again:\n"
+                "  - versions/c.py: down_revision = 'a'\n  - versions/x.py: down_revision = 'c'",
             ],
         ),
         (
@@ -363,6 +364,48 @@ def test_the_message_of_overlapped() -> None:
 def test_what_else_is_said_names_what_it_is_about(facts: Facts, parts: list[str]) -> None:
     message = decide(facts).message
     assert [part for part in parts if part not in message] == []
+
+
+@pytest.mark.parametrize(
+    ("migrations", "edits"),
+    [
+        # Two that came beneath, one on the other, with one above that is not applied yet.
+        (
+            line("a", "x", "y", "c", "d"),
+            ["c.py: down_revision = 'a'", "x.py: down_revision = 'd'"],
+        ),
+        # A merge of what is applied and what is not.
+        (
+            (
+                *line("a", "b"),
+                Migration("x", ("a",), path="versions/x.py"),
+                Migration("c", ("b", "x"), path="versions/c.py"),
+            ),
+            ["c.py: down_revision = 'b'", "x.py: down_revision = 'c'"],
+        ),
+        # A second root; what it came beneath depends on it.
+        (
+            (*line("a", "b"), *line("x"), Migration("c", ("b",), ("x",), path="versions/c.py")),
+            ["c.py: depends_on = None", "x.py: down_revision = 'c'"],
+        ),
+        # What came beneath depends on what is beside it, and stood between two branches and their merge.
+        (
+            (
+                *line("a", "b"),
+                Migration("e", ("a",), path="versions/e.py"),
+                Migration("x", ("b", "e"), path="versions/x.py"),
+                Migration("c", ("x",), path="versions/c.py"),
+            ),
+            ["c.py: down_revision = ('b', 'e')", "x.py: down_revision = 'c'"],
+        ),
+    ],
+)
+def test_what_came_beneath_is_moved_on_top_by_exactly_these_edits(
+    migrations: tuple[Migration, ...], edits: list[str]
+) -> None:
+    facts = seen(*migrations, recorded=("c",), ledger=applied("c", "a", "b", "e"))
+    assert decide(facts).state is State.REWRITTEN
+    assert decide(facts).message.splitlines()[3:] == [f"  - versions/{each}" for each in edits]
 
 
 NAMES = st.sampled_from(["a", "b", "c", "d", "base", "x" * 40])

@@ -126,7 +126,7 @@ def _examine_database(found: _Found, chosen: Settings, given: parts.Given) -> ad
         return _psql(target.address)
     found.add("login", lambda: session.ask(_role))
     found.add("server", lambda: parts.server(session))
-    found.add("lock", lambda: parts.lock(session))
+    found.add("lock", lambda: parts.lock(session, chosen))
     reached = dataclasses.replace(target, address=session.address)
     facts = None
     if session.is_silent or session.is_standby:

@@ -14,6 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
+from urllib.parse import quote
+
+import psycopg
 
 from alembic_entrypoint import __version__
 from alembic_entrypoint.address import Address
@@ -22,7 +25,7 @@ from alembic_entrypoint.commands.history import document as history_document
 from alembic_entrypoint.commands.plan import document as plan_document
 from alembic_entrypoint.commands.plan import how_it_ends
 from alembic_entrypoint.comparison import Outcome
-from alembic_entrypoint.decide import Action
+from alembic_entrypoint.decide import Action, State
 from alembic_entrypoint.diagnosis.drawing import counts, draw
 from alembic_entrypoint.diagnosis.session import Session
 from alembic_entrypoint.errors import Misconfigured, Refused
@@ -218,19 +221,34 @@ def server(session: Session) -> Part:
         "shared": shared,
         "standby": session.is_standby,
         "note": SHARED if shared else None,
+        "direct": session.ask(_direct) if shared else None,
     }
 
 
-def lock(session: Session) -> Part:
-    """Say who holds the lock, which backends migrate, and who is in their way."""
+def _direct(connection: psycopg.Connection[Any]) -> str | None:
+    """Ask the server behind a pooler where it is; the URL has no password."""
+    row = connection.execute(
+        "SELECT current_user, host(inet_server_addr()), inet_server_port(), current_database()"
+    ).fetchone()
+    if row is None or row[1] is None:  # the pooler reaches it over a local socket
+        return None
+    user, host, port, name = row
+    place = f"[{host}]" if ":" in host else host
+    return f"postgresql://{quote(user, safe='')}@{place}:{port}/{quote(name, safe='')}"
+
+
+def lock(session: Session, chosen: Settings) -> Part:
+    """Say who holds the lock, which backends migrate, who is in their way, and who would be in the way of others."""
     holders = session.ask(lambda connection: activity.sharers(connection, LOCK_CLASS, LOCK_A))
     migrators = session.ask(lambda connection: activity.sharers(connection, LOCK_CLASS, LOCK_B))
     pids = [each.pid for each in migrators]
     blocker = session.ask(lambda connection: activity.blocker(connection, pids)) if pids else None
+    idlers = session.ask(lambda connection: activity.idlers(connection, chosen.ddl_lock_timeout))
     return {
         "holder": _session(holders[0]) if holders else None,
         "migrating": [_session(each) for each in migrators],
         "blocker": _session(blocker) if blocker else None,
+        "idle": [{**_session(each), "tables": tables} for each, tables in idlers if each.pid not in pids],
     }
 
 
@@ -269,8 +287,9 @@ def state(chosen: Settings, facts: Facts, target: Target, *, proves: bool) -> Pa
             if decision.action is Action.PROVE or (facts.graph.known.issuperset(facts.recorded) and facts.recorded):
                 proof = prove(connection, chosen, target, facts, only=only)
     ended = how_it_ends(decision, chosen, facts)
-    if proof is not None and decision.action is Action.PROVE and proof.outcome in (Outcome.ONE, Outcome.BASE):
-        ended = None
+    may_record = chosen.recover == "prove" and (decision.state is not State.LOST or chosen.ledger == "on")
+    if proof is not None and decision.action is Action.PROVE and may_record:
+        ended = None if proof.outcome in (Outcome.ONE, Outcome.BASE) else ended
     return {
         **plan_document(decision, facts, ended, proof),
         "remedy": decision.remedy,

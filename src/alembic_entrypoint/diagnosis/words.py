@@ -92,6 +92,8 @@ def _lock(part: Document) -> Iterator[str]:
         yield f"migrating: {', '.join('pid ' + str(each['pid']) for each in part['migrating'])}"
     if blocker:
         yield f"in its way: {_session(blocker)}"
+    for each in part["idle"]:
+        yield f"idle in a transaction with locks on {', '.join(each['tables'])}: {_session(each)}"
 
 
 def _session(session: Document) -> str:

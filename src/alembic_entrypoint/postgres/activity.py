@@ -79,6 +79,23 @@ def blocker(connection: psycopg.Connection[Any], pids: list[int]) -> Session | N
     return _session(row)
 
 
+def idlers(connection: psycopg.Connection[Any], longer: float) -> list[tuple[Session, list[str]]]:
+    """Find every session that has been idle in a transaction for longer, in seconds, with its locks on tables."""
+    rows = connection.execute(
+        _SESSION.replace("  FROM pg_catalog", ", locked.tables\n  FROM pg_catalog")
+        + """JOIN (SELECT l.pid, pg_catalog.array_agg(DISTINCT c.oid::regclass::text) AS tables
+                FROM pg_catalog.pg_locks AS l JOIN pg_catalog.pg_class AS c ON c.oid = l.relation
+                JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+               WHERE l.granted AND c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND l.database =
+                     (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+               GROUP BY l.pid) AS locked ON locked.pid = a.pid
+        WHERE a.state LIKE 'idle in transaction%%' AND a.state_change < clock_timestamp() - make_interval(secs => %s)
+        ORDER BY a.xact_start""",
+        [longer],
+    )
+    return [(Session(*row[:-1]), row[-1]) for row in rows]
+
+
 def statement(connection: psycopg.Connection[Any], pids: list[int]) -> Session | None:
     """Find the oldest statement that one of these backends runs."""
     row = connection.execute(

@@ -41,7 +41,7 @@ SELECT pg_catalog.quote_ident(current_user), pg_catalog.quote_ident(pg_catalog.c
        v.oid::regclass::text,
        (SELECT pg_catalog.array_agg(p.name) FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS p (name)
          WHERE NOT pg_catalog.has_table_privilege(v.oid, p.name)),
-       foreigners.tables, foreigners.owners,
+       foreigners.tables, foreigners.owners, foreigners.of_superusers,
        (SELECT pg_catalog.array_agg(c.oid::regclass::text ORDER BY c.oid) FROM pg_catalog.pg_class AS c
           JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
          WHERE c.relkind IN ('r', 'p', 'm', 'S') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
@@ -54,8 +54,9 @@ SELECT pg_catalog.quote_ident(current_user), pg_catalog.quote_ident(pg_catalog.c
   LEFT JOIN pg_catalog.pg_class AS v ON v.relnamespace = s.oid AND v.relname = %(table)s
   CROSS JOIN LATERAL (
        SELECT pg_catalog.array_agg(c.oid::regclass::text ORDER BY c.relname) AS tables,
-              pg_catalog.array_agg(DISTINCT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(c.relowner))) AS owners
-         FROM pg_catalog.pg_class AS c
+              pg_catalog.array_agg(DISTINCT pg_catalog.quote_ident(o.rolname)) FILTER (WHERE NOT o.rolsuper) AS owners,
+              pg_catalog.array_agg(c.oid::regclass::text ORDER BY c.relname) FILTER (WHERE o.rolsuper) AS of_superusers
+         FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_roles AS o ON o.oid = c.relowner
         WHERE c.relnamespace = s.oid AND c.relkind IN ('r', 'p') AND c.oid IS DISTINCT FROM v.oid
           AND NOT pg_catalog.pg_has_role(c.relowner, 'USAGE')
           AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d WHERE d.classid = 'pg_catalog.pg_class'::regclass
@@ -69,7 +70,7 @@ def rights(connection: psycopg.Connection[Any], table: VersionTable) -> list[Rig
     row = connection.execute(_RIGHTS, {"schema": table.resolved_schema, "table": table.name}).fetchone()
     assert row is not None
     role, database, schema, exists, uses, creates, versions, lacking, foreign, owners, *others = row
-    unread, makes_schemas, makes_databases, reads_all = others
+    of_superusers, unread, makes_schemas, makes_databases, reads_all = others
     has_role = connection.info.server_version >= 140000
     reading = "pg_read_all_data" if has_role else f"SELECT ON {', '.join(unread or ())}"
     found = [
@@ -87,7 +88,11 @@ def rights(connection: psycopg.Connection[Any], table: VersionTable) -> list[Rig
             not foreign,
             False,
             "only the owner may change or drop a table" + (f": not ours are {_some(foreign)}" if foreign else ""),
-            f"GRANT {', '.join(owners or ())} TO {role};",
+            " ".join(
+                # Who were given a superuser's role could do everything; a superuser misses nothing without the table.
+                ([f"GRANT {', '.join(owners)} TO {role};"] if owners else [])
+                + [f"ALTER TABLE {table} OWNER TO {role};" for table in of_superusers or ()]
+            ),
         ),
         Right(
             "SELECT on every table and sequence",
