@@ -35,7 +35,9 @@ class Replaying:
         self._statements = 0
         self._lines: frozenset[str] = frozenset()
         self._schemas: frozenset[str] = frozenset()
+        #: those that must be live, too; a sequence goes with its column, most often
         self._names: frozenset[Name] = frozenset()
+        self._sequences: frozenset[Name] = frozenset()
         #: schemas and extensions that are there before the first migration
         self._surroundings: frozenset[Name] = frozenset()
         self._objects: Counter[str] = Counter()
@@ -133,13 +135,14 @@ class Replaying:
             self._schemas = frozenset(filter(reading.is_schema_line, lines))
             seen = reading.names_in(lines, self._ignore)
             names = frozenset(filter(_counts, seen))
-            added, removed = seen - self._names, self._names - names
+            added, removed = seen - self._names - self._sequences, self._names - names
         else:
             schemas = self._schemas
             added = reading.names_in(come | schemas, self._ignore) - self._names
             removed = reading.names_in(gone | schemas, self._ignore) - reading.names_in(schemas, self._ignore)
             names = (self._names - removed) | frozenset(filter(_counts, added))
         self._names = names
+        self._sequences |= frozenset(each for each in added if not _counts(each))
         self._objects.update(each.schema for each in added if _is_object(each))
         self._objects.subtract(each.schema for each in removed if _is_object(each))
         return sorted(added), sorted(removed)
@@ -187,7 +190,7 @@ class _Aside:
 
 
 def _counts(name: Name) -> bool:
-    """Tell whether a name must be live, too: a sequence goes with its column, most often."""
+    """Tell whether a name must be live, too."""
     return name.kind != "sequence"
 
 
