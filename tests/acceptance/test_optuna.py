@@ -16,7 +16,7 @@ from servers import Database, Server, fresh_database
 RDB = Path(optuna.__file__).parent / "storages" / "_rdb"
 
 
-@pytest.fixture(params=["pg16", "pg18"])
+@pytest.fixture(params=[pytest.param("pg16", marks=pytest.mark.wide), "pg18"])
 def each_server(request: pytest.FixtureRequest) -> Server:
     server: Server = request.getfixturevalue(request.param)
     return server

@@ -73,6 +73,7 @@ def test_everything_that_was_made_is_made_again_and_nothing_else_is_touched(tree
     assert run(tree, database, "diagnose", "--prove").code == 0
 
 
+@pytest.mark.wide
 def test_a_database_that_no_migration_can_mend_is_made_anew(tree: Project, database: Database) -> None:
     run(tree, database, "migrate")
     database.execute("ALTER TABLE users ADD more int; UPDATE alembic_version SET version_num = 'lost'")
@@ -106,6 +107,7 @@ def test_what_others_built_upon_it_is_not_taken_along(tree: Project, database: D
     assert (last["action"], last["outcome"], last["after"]) == ("REBUILD", "refused", None)
 
 
+@pytest.mark.wide
 def test_what_others_keep_in_a_schema_of_the_migrations_stays(tree: Project, database: Database) -> None:
     run(tree, database, "migrate")
     database.execute("CREATE TABLE shop.theirs (id int)")
@@ -115,6 +117,7 @@ def test_what_others_keep_in_a_schema_of_the_migrations_stays(tree: Project, dat
     assert database.query("SELECT count(*) FROM users, shop.theirs") == [(0,)]
 
 
+@pytest.mark.wide
 def test_a_function_of_the_same_name_with_other_arguments_stays(tree: Project, database: Database) -> None:
     run(tree, database, "migrate")
     database.execute("CREATE FUNCTION doubled(text) RETURNS text LANGUAGE sql AS 'SELECT $1 || $1'")
@@ -125,6 +128,7 @@ def test_a_function_of_the_same_name_with_other_arguments_stays(tree: Project, d
     assert "doubled(text)" not in result.stdout
 
 
+@pytest.mark.wide
 def test_what_an_earlier_migration_made_and_a_later_one_replaced_goes_too(tree: Project, database: Database) -> None:
     """Of functions and sequences the head alone does not tell whose they are."""
     tree.add("r4", "op.execute('DROP FUNCTION doubled(int)'); op.execute('DROP SEQUENCE counter')", down="r3")
@@ -154,6 +158,7 @@ def test_what_was_not_shown_is_not_dropped(tree: Project, database: Database) ->
     assert database.query("SELECT version_num FROM alembic_version") == [("r3",)]
 
 
+@pytest.mark.wide
 def test_the_backup_from_before_is_kept_and_how_to_restore_it_is_said(
     tree: Project, database: Database, tmp_path: Path
 ) -> None:
@@ -176,6 +181,7 @@ def test_the_backup_from_before_is_kept_and_how_to_restore_it_is_said(
         database.execute(f"DROP DATABASE {restored.name}")
 
 
+@pytest.mark.wide
 def test_a_migration_that_fails_afterwards_says_that_all_is_dropped(tree: Project, database: Database) -> None:
     tree.add(
         "r4",

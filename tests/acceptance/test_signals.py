@@ -132,7 +132,10 @@ Step = Callable[..., AbstractContextManager[Running]]
 STEPS: list[Step] = [waiting_for_the_database, asking_env_py, looking_through_env_py, waiting_for_the_lock, migrating]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+SIGNALS = [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.wide)]
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
 def test_a_signal_ends_a_run_at_every_step(
     step: Step,
@@ -210,7 +213,7 @@ def test_a_migration_that_waits_for_a_table_lock_is_ended(tree: Project, databas
     see_that_nothing_is_left(tree, database)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", SIGNALS)
 def test_a_signal_ends_a_run_when_the_server_does_not_answer(signum: int, tree: Project) -> None:
     with own_server() as server, fresh_database(server) as database:
         with running_until(tree, lambda _: database.query(SLEEPING), database.url) as running:

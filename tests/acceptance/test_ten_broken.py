@@ -270,7 +270,7 @@ CASES = {
     "behind a pooler": Case(pooled),
 }
 #: Those that `make test` tries, too.
-QUICK = ("rewritten beneath", "a role without rights")
+QUICK = ("rewritten beneath",)
 
 
 @pytest.mark.parametrize(
