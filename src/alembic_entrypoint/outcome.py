@@ -48,7 +48,7 @@ def verified(lock: Lock, progress: Progress, keeper: Keeper) -> Decision:
     _, after = keeper.decide(dataclasses.replace(facts, recorded=recorded))
     if after.action is not Action.START:
         progress.end("failed", recorded, "not committed by env.py")
-        raise _uncommitted(facts, recorded, progress)
+        raise uncommitted("migrations", facts, recorded, progress)
     progress.end("ok", recorded)
     if progress.book is not None:
         keeper.applied(progress.book, facts, recorded)
@@ -62,7 +62,7 @@ def verified(lock: Lock, progress: Progress, keeper: Keeper) -> Decision:
     return after
 
 
-def _uncommitted(facts: Facts, recorded: tuple[str, ...], progress: Progress) -> Failed:
+def uncommitted(what: str, facts: Facts, recorded: tuple[str, ...], progress: Progress) -> Failed:
     """Say that `env.py` did not commit what ran; what a migration committed by itself is there."""
     is_as_before = recorded == facts.recorded and not progress.is_partly_committed
     which, left = (
@@ -71,7 +71,7 @@ def _uncommitted(facts: Facts, recorded: tuple[str, ...], progress: Progress) ->
         else ("all of them", "what a migration committed by itself is there: look at it before you start again")
     )
     lines = [
-        f"The migrations ran, but {facts.version_table} now records {', '.join(recorded) or 'nothing'}: "
+        f"The {what} ran, but {facts.version_table} now records {', '.join(recorded) or 'nothing'}: "
         f"env.py did not commit {which}, and {left}.",
         "A connection on which something was executed before context.configure() is in a transaction that nobody "
         "commits: commit it first, or pass a fresh one.",

@@ -248,16 +248,22 @@ def test_a_failed_downgrade_names_what_was_undone_before_and_kept(tree: Project,
 
 
 @pytest.mark.extra
-def test_a_downgrade_that_env_py_does_not_commit_is_noticed(tree: Project, database: Database) -> None:
+@pytest.mark.parametrize(
+    ("commits", "words"), [("", "them, and the database is as before"), ("; COMMIT", "all of them")]
+)
+def test_a_downgrade_that_env_py_does_not_commit_is_noticed(
+    commits: str, words: str, tree: Project, database: Database
+) -> None:
     tree.write(
         "migrations/env.py",
         ENV.replace(
             "context.configure(connection", "connection.exec_driver_sql('SELECT 1'); context.configure(connection"
         ),
     )
+    tree.add("r2", "op.execute('CREATE TABLE t2 ()')", down="r1", downgrade=f"op.execute('DROP TABLE t2{commits}')")
     result = run(tree, database, "downgrade", "r1", "--yes")
-    assert (result.code, "env.py did not commit them" in result.message) == (1, True), result.stderr
-    assert recorded(database) == ["r3"]
+    assert (result.code, f"env.py did not commit {words}" in result.message) == (1, True), result.stderr
+    assert ("as before" in result.message) == (commits == "")
 
 
 def test_two_at_once_undo_it_once(tree: Project, database: Database) -> None:

@@ -15,13 +15,13 @@ from alembic_entrypoint.commands.asking import ask
 from alembic_entrypoint.commands.looking import see
 from alembic_entrypoint.commands.plan import sql_of
 from alembic_entrypoint.decide import decide
-from alembic_entrypoint.errors import Ended, Failed, Refused, Usage
+from alembic_entrypoint.errors import Ended, Refused, Usage
 from alembic_entrypoint.facts import Facts, Graph
 from alembic_entrypoint.keeper import Keeper
 from alembic_entrypoint.lock import Lock, locked
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.observe import facts_of, recorded_now
-from alembic_entrypoint.outcome import read_schema, refusal
+from alembic_entrypoint.outcome import read_schema, refusal, uncommitted
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.target import Target
 from alembic_entrypoint.watch import Progress, note
@@ -203,11 +203,8 @@ def _undo(lock: Lock, settings: Settings, target: Target, way: Way) -> Progress:
         assert facts is not None
         recorded = recorded_now(lock.connection, facts.version_table)
         if facts.graph.ancestors(recorded) != facts.applied - way.undone:
-            raise Failed(
-                f"The downgrades ran, but {facts.version_table} now records {_listed(recorded)}: env.py did not commit "
-                "them, and the database is as before.",
-                event="migration.failed",
-            )
+            progress.end("failed", recorded, "not committed by env.py")
+            raise uncommitted("downgrades", facts, recorded, progress)
         progress.end("ok", recorded)
         is_same = progress.before is not None and read_schema(lock, facts) == progress.before
         log(
