@@ -99,3 +99,16 @@ def read_only_steps() -> Steps:
     row = yield "SELECT pg_catalog.pg_backend_pid()"
     if row[0] == (yield ""):
         yield "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"
+
+
+def ask(connection: Any, statement: str) -> Any:
+    """Run a statement on the driver's cursor, in the transaction that is under way; give its first row.
+
+    `connection` is SQLAlchemy's, whose own execute would begin a transaction.
+    """
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute(statement)
+        return cursor.fetchone() if cursor.description else None
+    finally:
+        cursor.close()

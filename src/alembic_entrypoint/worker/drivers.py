@@ -14,6 +14,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -76,6 +77,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 def _wrap_psycopg(psycopg: Any, policy: Policy) -> None:
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
+    from psycopg.rows import tuple_row
 
     def routed(conninfo: str, kwargs: dict[str, Any]) -> tuple[str, dict[str, Any], Made]:
         """Merge, decide, and split again into libpq's parameters and the rest."""
@@ -90,7 +92,7 @@ def _wrap_psycopg(psycopg: Any, policy: Policy) -> None:
     def wrapped(cls: Any, /, conninfo: str = "", **kwargs: Any) -> Any:
         conninfo, own, made = routed(conninfo, kwargs)
         connection = _retry(lambda: connect(cls, conninfo, **own), policy, made)
-        _drive_psycopg(connection, policy.steps(made.is_target))
+        _drive(connection, policy.steps(made.is_target), functools.partial(connection.cursor, row_factory=tuple_row))
         policy.made[connection] = made
         return connection
 
@@ -107,26 +109,6 @@ def _wrap_psycopg(psycopg: Any, policy: Policy) -> None:
 
 
 _PSYCOPG_KEYWORDS = ("autocommit", "prepare_threshold", "context", "row_factory", "cursor_factory")
-
-
-def _drive_psycopg(connection: Any, steps: Steps | None) -> None:
-    if steps is None:
-        return
-    from psycopg.rows import tuple_row
-
-    def execute(statement: str) -> Any:
-        if not statement:
-            return connection.info.backend_pid
-        with connection.cursor(row_factory=tuple_row) as cursor:
-            cursor.execute(statement)
-            return cursor.fetchone() if cursor.description else None
-
-    try:
-        _drive(steps, execute)
-        connection.commit()
-    except BaseException:
-        connection.close()
-        raise
 
 
 async def _drive_psycopg_async(connection: Any, steps: Steps | None) -> None:
@@ -153,7 +135,7 @@ async def _drive_psycopg_async(connection: Any, steps: Steps | None) -> None:
 
 
 def _wrap_psycopg2(psycopg2: Any, policy: Policy) -> None:
-    from psycopg2.extensions import make_dsn, parse_dsn
+    from psycopg2.extensions import cursor, make_dsn, parse_dsn
 
     # `psycopg2.connect` looks this name up at each call, so that whoever imported `connect` before is seen, too.
     connect = psycopg2._connect
@@ -163,31 +145,11 @@ def _wrap_psycopg2(psycopg2: Any, policy: Policy) -> None:
         made, target = policy.route(parameters, "psycopg2")
         dsn = make_dsn(**_retargeted(parameters, target))
         connection = _retry(lambda: connect(dsn, connection_factory=connection_factory, **kwargs), policy, made)
-        _drive_psycopg2(connection, policy.steps(made.is_target))
+        _drive(connection, policy.steps(made.is_target), functools.partial(connection.cursor, cursor_factory=cursor))
         policy.made[connection] = made
         return connection
 
     psycopg2._connect = wrapped
-
-
-def _drive_psycopg2(connection: Any, steps: Steps | None) -> None:
-    if steps is None:
-        return
-    from psycopg2.extensions import cursor as plain_cursor
-
-    def execute(statement: str) -> Any:
-        if not statement:
-            return connection.info.backend_pid
-        with connection.cursor(cursor_factory=plain_cursor) as cursor:
-            cursor.execute(statement)
-            return cursor.fetchone() if cursor.description else None
-
-    try:
-        _drive(steps, execute)
-        connection.commit()
-    except BaseException:
-        connection.close()
-        raise
 
 
 # --- asyncpg -----------------------------------------------------------------------------------------------------
@@ -270,15 +232,26 @@ def _retargeted(parameters: Mapping[str, str], target: Mapping[str, str] | None)
     return {**kept, **{name: value for name, value in target.items() if name in REPLACED or name not in kept}}
 
 
-def _drive(steps: Steps, execute: Callable[[str], Any]) -> None:
+def _drive(connection: Any, steps: Steps | None, cursor: Callable[[], Any]) -> None:
     """Run statements until there are no more; the empty statement asks for the driver's backend PID."""
+    if steps is None:
+        return
     row = None
-    while True:
-        try:
-            statement = steps.send(row)
-        except StopIteration:
-            return
-        row = execute(statement)
+    try:
+        with suppress(StopIteration):
+            while True:
+                statement = steps.send(row)
+                row = _executed(cursor, statement) if statement else connection.info.backend_pid
+        connection.commit()
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _executed(cursor: Callable[[], Any], statement: str) -> Any:
+    with cursor() as opened:
+        opened.execute(statement)
+        return opened.fetchone() if opened.description else None
 
 
 async def _drive_async(steps: Steps, execute: Callable[[str], Any]) -> None:

@@ -13,7 +13,7 @@ from alembic_entrypoint.schema.difference import unlike
 from alembic_entrypoint.schema.facts import Snapshot
 from alembic_entrypoint.schema.reading import Name
 from alembic_entrypoint.worker.confined import End, confine
-from alembic_entrypoint.worker.connections import FenceError, Policy, Steps, check_steps, setting_statement
+from alembic_entrypoint.worker.connections import FenceError, Policy, Steps, ask, check_steps, setting_statement
 from alembic_entrypoint.worker.messages import Message, Replay, Request
 
 
@@ -128,7 +128,7 @@ class Replaying:
 
     def _changes(self, connection: Any) -> tuple[list[Name], list[Name]]:
         """Read the names, and give those that have come and gone; most often only these are taken apart."""
-        before, lines = self._lines, reading.lines_of(_ask(connection, reading.NAMES)[0])
+        before, lines = self._lines, reading.lines_of(ask(connection, reading.NAMES)[0])
         self._lines = lines
         come, gone = lines - before, before - lines
         if any(map(reading.is_schema_line, come | gone)):
@@ -154,9 +154,9 @@ class Replaying:
 
     def _snapshot(self, connection: Any) -> Snapshot:
         with _Aside(connection):
-            _ask(connection, reading.setting_statement())
-            answer = _ask(connection, reading.snapshot_statement())
-            version = _ask(connection, "SHOW server_version_num")
+            ask(connection, reading.setting_statement())
+            answer = ask(connection, reading.snapshot_statement())
+            version = ask(connection, "SHOW server_version_num")
         snapshot = reading.snapshot_of(answer[0], int(reading.text_of(version[0])) // 10000).without(self._ignore)
         there = {(each.kind, each.schema, each.name) for each in self._surroundings}
         facts = {
@@ -168,7 +168,7 @@ class Replaying:
 
     def _rows(self, connection: Any) -> list[tuple[str, str]]:
         """Name the tables that hold a row."""
-        return reading.with_rows(lambda statement: _ask(connection, statement)[0], self._ignore)
+        return reading.with_rows(lambda statement: ask(connection, statement)[0], self._ignore)
 
 
 class _Aside:
@@ -182,11 +182,11 @@ class _Aside:
         self._last = ["ROLLBACK"] if autocommit else [f"ROLLBACK TO SAVEPOINT {name}", f"RELEASE SAVEPOINT {name}"]
 
     def __enter__(self) -> None:
-        _ask(self._connection, self._first)
+        ask(self._connection, self._first)
 
     def __exit__(self, *_: object) -> None:
         for statement in self._last:
-            _ask(self._connection, statement)
+            ask(self._connection, statement)
 
 
 def _counts(name: Name) -> bool:
@@ -225,7 +225,7 @@ def _keep_shared(end: End) -> None:
 
     @event.listens_for(Engine, "commit")
     def commit(connection: Any) -> None:
-        if row := _ask(connection, _SHARED):
+        if row := ask(connection, _SHARED):
             end(f"changes {row[0]}, which all databases share")
 
 
@@ -269,13 +269,3 @@ def prepare(request: Request, parent: Any, policy: Policy, work: Any) -> None:
     end, token = work.replaying.end, request.token
     policy.steps = lambda _: _steps(token, request.session, end)
     confine(policy, end, work.replaying.executed)
-
-
-def _ask(connection: Any, statement: str) -> Any:
-    """Run a statement on the driver's cursor, in the transaction that is under way."""
-    cursor = connection.connection.cursor()
-    try:
-        cursor.execute(statement)
-        return cursor.fetchone() if cursor.description else None
-    finally:
-        cursor.close()

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 
-from alembic_entrypoint.worker.connections import FenceError, Policy, setting_statement
+from alembic_entrypoint.worker.connections import FenceError, Policy, ask, setting_statement
 from alembic_entrypoint.worker.messages import HOLDER_CHECK, LOCK_B, LOCK_CLASS, TOKEN_CLASS
 
 _TIMEOUT = "alembic_entrypoint.lock_timeout"
@@ -22,7 +22,7 @@ def keep_read_only() -> None:
     @event.listens_for(Engine, "begin")
     def begin(connection: Connection) -> None:
         if connection.dialect.name == "postgresql":
-            _execute(connection, "SET TRANSACTION READ ONLY")
+            ask(connection, "SET TRANSACTION READ ONLY")
 
 
 class Fence:
@@ -54,13 +54,13 @@ class Fence:
             if _CONCURRENTLY.search(statement):
                 # With a lock timeout it leaves an INVALID index where it would have been built; without, the others
                 # wait a millisecond [R12].
-                connection.info[_TIMEOUT] = _execute(connection, "SHOW lock_timeout")[0]
-                _execute(connection, "SET lock_timeout = 0")
+                connection.info[_TIMEOUT] = ask(connection, "SHOW lock_timeout")[0]
+                ask(connection, "SET lock_timeout = 0")
 
         @event.listens_for(Engine, "after_cursor_execute")
         def after(connection: Connection, *_: Any) -> None:
             if timeout := connection.info.pop(_TIMEOUT, None):
-                _execute(connection, f"SET lock_timeout = '{timeout}'")
+                ask(connection, f"SET lock_timeout = '{timeout}'")
 
         @event.listens_for(Engine, "commit")
         def commit(connection: Connection) -> None:
@@ -74,14 +74,14 @@ class Fence:
         """
         lock = f"({LOCK_CLASS}, {LOCK_B})"
         shares = f"pg_catalog.pg_try_advisory_lock_shared{lock}, pg_catalog.pg_try_advisory_xact_lock_shared{lock}"
-        if not all(_execute(connection, f"SELECT {shares}")):
+        if not all(ask(connection, f"SELECT {shares}")):
             raise FenceError("another migrator is at work: the fence could not be taken")
-        row = _execute(connection, self._check)
+        row = ask(connection, self._check)
         if not row or not row[0]:
             raise FenceError("the lock is not held any more")
         if row[1] != self._session["application_name"]:
             # RESET ALL and DISCARD ALL take the timeouts with the name.
-            _execute(connection, setting_statement(self._session))
+            ask(connection, setting_statement(self._session))
 
     def check_migration(self, connection: Connection) -> None:
         """Hold the fence after a migration, and undo what it has set. Raises FenceError.
@@ -93,7 +93,7 @@ class Fence:
             return  # the next BEGIN does the same
         lock, token = f"({LOCK_CLASS}, {LOCK_B})", f"({TOKEN_CLASS}, {self._token})"
         settings = ", ".join(f"pg_catalog.current_setting('{name}', true)" for name in self._session)
-        row = _execute(
+        row = ask(
             connection,
             f"SELECT pg_catalog.pg_try_advisory_lock_shared{lock}, pg_catalog.pg_try_advisory_xact_lock_shared{lock}, "
             f"NOT pg_catalog.pg_try_advisory_xact_lock_shared{token}, {settings}",
@@ -103,7 +103,7 @@ class Fence:
         found = dict(zip(self._session, row[3:], strict=True))
         for name, value in self._settings.items():
             if value is not None and found[name] != value:
-                _execute(connection, f"SELECT pg_catalog.set_config('{name}', '{_quoted(value)}', false)")
+                ask(connection, f"SELECT pg_catalog.set_config('{name}', '{_quoted(value)}', false)")
         self._settings = self._settings or found
 
     def _is_target(self, connection: Connection) -> bool:
@@ -116,13 +116,3 @@ class Fence:
 
 def _quoted(text: str) -> str:
     return text.replace("'", "''")
-
-
-def _execute(connection: Connection, statement: str) -> Any:
-    """Run a statement on the driver's cursor: SQLAlchemy's own execute would begin a transaction in the event."""
-    cursor = connection.connection.cursor()
-    try:
-        cursor.execute(statement)
-        return cursor.fetchone() if cursor.description else None
-    finally:
-        cursor.close()
