@@ -27,7 +27,7 @@ test-all: test-extra test-containers test-faults
 
 test-extra: $(VENV)/installed
 	bash tests/install-extra.sh
-	$(PYTEST) -m "(extra or wide) and not faults and not container" tests
+	$(PYTEST) --durations 20 -m "(extra or wide) and not faults and not container" tests
 
 test-containers: $(VENV)/installed
 	$(BIN)/python -m pytest -m container tests/container
