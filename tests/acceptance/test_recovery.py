@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import optuna
 import psycopg
 import pytest
 
@@ -245,6 +246,25 @@ def test_a_version_table_in_another_schema_is_the_one_that_is_swapped(tree: Proj
     assert result.code == 0, result.message
     assert database.query("SELECT version_num FROM app.ours") == [("r3",)]
     assert database.query("SELECT version_num FROM alembic_version") == [("of another app",)]
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("has_ours", [True, False])
+def test_another_apps_revision_in_our_version_table_stays_there(
+    tree: Project, database: Database, has_ours: bool
+) -> None:
+    """Two apps that share `alembic_version`: whose row it is cannot be told, and it is not overwritten."""
+    if has_ours:
+        run(tree, database)
+        database.execute("DELETE FROM alembic_version")
+    rdb = Path(optuna.__file__).parent / "storages" / "_rdb"
+    theirs = {"DATABASE_URL": database.url, "ALEMBIC_ENTRYPOINT_IGNORE": "public.t1 public.t2 public.t3"}
+    assert entrypoint("migrate", cwd=rdb, env=theirs).code == 0
+    (revision,) = recorded(database)
+    result = run(tree, database)
+    assert (result.code, result.state) == (65, "LOST")
+    assert "studies" in result.message
+    assert recorded(database) == [revision]
 
 
 @pytest.mark.wide
