@@ -243,7 +243,9 @@ def lock(session: Session, chosen: Settings) -> Part:
     migrators = session.ask(lambda connection: activity.sharers(connection, LOCK_CLASS, LOCK_B))
     pids = [each.pid for each in migrators]
     blocker = session.ask(lambda connection: activity.blocker(connection, pids)) if pids else None
-    idlers = session.ask(lambda connection: activity.idlers(connection, chosen.ddl_lock_timeout))
+    # Switched off it is 0, and every session would seem to be in the way that is between two statements.
+    longer = chosen.ddl_lock_timeout or Settings.ddl_lock_timeout
+    idlers = session.ask(lambda connection: activity.idlers(connection, longer))
     return {
         "holder": _session(holders[0]) if holders else None,
         "migrating": [_session(each) for each in migrators],
