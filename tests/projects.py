@@ -34,6 +34,11 @@ else:
     run_online()
 """
 
+#: The same, with a transaction for each migration.
+PER_MIGRATION = ENV.replace(
+    "configure(connection=connection)", "configure(connection=connection, transaction_per_migration=True)"
+)
+
 INI = """
 [alembic]
 script_location = %(here)s/migrations

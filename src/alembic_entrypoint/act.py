@@ -18,13 +18,7 @@ from alembic_entrypoint.facts import Facts
 from alembic_entrypoint.keeper import Keeper
 from alembic_entrypoint.lock import Lock, LockLost
 from alembic_entrypoint.logs import log
-from alembic_entrypoint.observe import (
-    WorkerFailed,
-    facts_of,
-    look,
-    misconfigured,
-    request,
-)
+from alembic_entrypoint.observe import WorkerFailed, facts_of, look, misconfigured, patience, request
 from alembic_entrypoint.outcome import (
     ENDING,
     after_loss,
@@ -56,7 +50,7 @@ def look_locked(lock: Lock, settings: Settings, target: Target) -> None:
     Raises Misconfigured, Denied, TryAgain.
     """
     try:
-        look(dataclasses.replace(_order(lock, settings, target), order="look"), settings, target)
+        look(dataclasses.replace(_order(lock, settings, target), order="look"), settings, target, lock.check_alive)
     except WorkerFailed as error:
         raise misconfigured(error) from None
 
@@ -90,14 +84,17 @@ def carry_out(
     """
     progress = Progress()
     for tries_left in range(settings.ddl_retries, -1, -1):
-        # Only what committed nothing is tried again: the backup from before is still that.
-        progress = Progress(backup=progress.backup)
+        # Only what committed nothing is tried again: what was there before the first try is still that.
+        progress = Progress(before=progress.before, backup=progress.backup)
+        watch = Watch(lock, progress, patience(settings))
         try:
-            _run_worker(_worker(_order(lock, settings, target, **order), settings, idle), lock, hear, progress)
+            _run_worker(_worker(_order(lock, settings, target, **order), settings, idle), lock, hear, watch)
             idle = None
+            # Also after a success: what env.py left behind would keep the fence, and the next migrator waiting.
+            progress.still_there = lock.end_backends(ENDING)
             if progress.failure is None:
+                _name_sessions(progress)
                 return verify(progress)
-            lock.end_backends(ENDING)
             if tries_left == 0 or not may_pass(lock, progress):
                 raise failed(lock, progress)
             progress.end("tried again")
@@ -107,6 +104,16 @@ def carry_out(
             raise after_loss(LockLost(str(error)), target, progress) from None
         _pause(settings, progress, tries_left)
     raise AssertionError("the last try returns or raises")
+
+
+def _name_sessions(progress: Progress) -> None:
+    if progress.still_there:
+        log(
+            "migration.running",
+            level="warning",
+            sessions=list(progress.still_there),
+            note="these sessions of the migrations could not be ended, and the next migrator will wait for them",
+        )
 
 
 def _pause(settings: Settings, progress: Progress, tries_left: int) -> None:
@@ -138,9 +145,9 @@ def _worker(order: Request, settings: Settings, idle: Worker | None) -> Iterator
             idle.end()
 
 
-def _run_worker(given: AbstractContextManager[Worker], lock: Lock, hear: Hear, progress: Progress) -> None:
+def _run_worker(given: AbstractContextManager[Worker], lock: Lock, hear: Hear, watch: Watch) -> None:
     """Run one worker to its end, passing on what it says. The worker is cancelled when anything goes wrong here."""
-    watch = Watch(lock, progress)
+    progress = watch.progress
     with given as worker:
         try:
             for message in worker.messages(watch.tick):
@@ -163,6 +170,7 @@ def _run_worker(given: AbstractContextManager[Worker], lock: Lock, hear: Hear, p
             progress.failure = {
                 "kind": "died",
                 "error": f"the worker was ended with status {worker.exit_status}",
+                "status": worker.exit_status,
                 "sqlstate": None,
                 "migration": progress.migration,
             }
@@ -223,7 +231,7 @@ def _hear(message: Message, worker: Worker, progress: Progress, lock: Lock, sett
 
 def keep_before(lock: Lock, settings: Settings, facts: Facts, progress: Progress) -> None:
     """Before anything changes, read the schema and write the backup that a setting wants. Raises NoBackup, LockLost."""
-    progress.before = read_schema(lock, facts)
+    progress.before = progress.before or read_schema(lock, facts)
     if settings.backup is not None and progress.backup is None:
         progress.backup = back_up(
             lock.connection,

@@ -74,15 +74,21 @@ class Lock:
         return _fence_holders(self.connection)
 
     def cancel(self, pids: list[int]) -> None:
-        """Cancel what these backends are doing."""
-        self.connection.execute("SELECT pg_catalog.pg_cancel_backend(pid) FROM unnest(%s::int[]) AS pid", [pids])
+        """Cancel what these backends are doing, as far as our role may."""
+        with suppress(psycopg.errors.InsufficientPrivilege):
+            self.connection.execute("SELECT pg_catalog.pg_cancel_backend(pid) FROM unnest(%s::int[]) AS pid", [pids])
 
-    def end_backends(self, limit: float) -> None:
-        """End what the worker left on the server, and wait, so many seconds, until it has rolled back."""
+    def end_backends(self, limit: float) -> list[int]:
+        """End what the worker left on the server, and wait, so many seconds, until it has rolled back.
+
+        Gives those that are still there: another role's may not be ended by ours [R11].
+        """
         deadline = time.monotonic() + limit
         while (pids := self.worker_backends()) and time.monotonic() < deadline:
-            self.connection.execute("SELECT pg_catalog.pg_terminate_backend(p) FROM unnest(%s::int[]) AS p", [pids])
+            with suppress(psycopg.errors.InsufficientPrivilege):
+                self.connection.execute("SELECT pg_catalog.pg_terminate_backend(p) FROM unnest(%s::int[]) AS p", [pids])
             time.sleep(0.02)
+        return pids
 
     def _finish_statement(self) -> None:
         """Read the rest of a statement of ours that a signal has interrupted.

@@ -88,7 +88,7 @@ def request(order: str, settings: Settings, target: Target | None, **keys: Any) 
 def _ask(settings: Settings) -> Address:
     configured = ""
     with Worker(request("ask", settings, None), settings.python) as worker:
-        for message in worker.messages(_patience(settings)):
+        for message in worker.messages(patience(settings)):
             if message["said"] == "configured":
                 configured = message["url"]
             elif message["said"] == "asked":
@@ -110,13 +110,21 @@ def _nothing_named(error: Ended, configured: str) -> Ended:
     )
 
 
-def observe(settings: Settings, target: Target, *, is_cleaning: bool = False, stays: bool = False) -> Seen:
+def observe(
+    settings: Settings,
+    target: Target,
+    *,
+    is_cleaning: bool = False,
+    stays: bool = False,
+    check: Callable[[], None] = lambda: None,
+) -> Seen:
     """Look at image and database through `env.py`. Raises NeedsWriting, Misconfigured, Denied, TryAgain.
 
     Where a setting names the target, every connection is sent there, to learn which place reaches `configure()`; an
     `env.py` that cannot bear that is run without, and then with only that place redirected. Where `env.py` was asked,
     what reaches `configure()` is the target. With `is_cleaning` stale bytecode in the migrations' folders, which only
     Alembic's configuration names, is removed first. With `stays` the worker is left to wait for what comes next.
+    `check` is called twice a second, and ends the look with what it raises.
     """
     order = request(
         "observe",
@@ -128,7 +136,7 @@ def observe(settings: Settings, target: Target, *, is_cleaning: bool = False, st
         stays=stays,
     )
     try:
-        return look(order, settings, target)
+        return look(order, settings, target, check)
     except WorkerFailed as first:
         if first.kind == "read_only":
             raise _needs_writing(first, order, settings, target) from None
@@ -166,12 +174,12 @@ def _needs_writing(first: WorkerFailed, order: Request, settings: Settings, targ
     return NeedsWriting(target)
 
 
-def look(order: Request, settings: Settings, target: Target) -> Seen:
+def look(order: Request, settings: Settings, target: Target, check: Callable[[], None] = lambda: None) -> Seen:
     """Run one worker that looks, for as long as our patience lasts. Raises WorkerFailed, Misconfigured."""
     observed: Message | None = None
     with ExitStack() as stack:
         worker = stack.enter_context(Worker(order, settings.python))
-        for message in worker.messages(_patience(settings)):
+        for message in worker.messages(patience(settings, check)):
             if message["said"] == "cleaned":
                 log_cleaned(message)
             elif message["said"] == "observed":
@@ -195,13 +203,14 @@ def log_cleaned(cleaned: Mapping[str, Any]) -> None:
         log("bytecode.removed", level=level, count=len(cleaned["removed"]), removed=cleaned["removed"], kept=kept)
 
 
-def _patience(settings: Settings) -> Callable[[], None]:
+def patience(settings: Settings, check: Callable[[], None] = lambda: None) -> Callable[[], None]:
     """Make a tick that says once that `env.py` takes long, and ends the wait for it. Raises Misconfigured."""
     limit = max(SHORTEST_PATIENCE, PATIENCE * settings.wait_timeout)
     started = time.monotonic()
     told: list[float] = []
 
     def tick() -> None:
+        check()
         elapsed = time.monotonic() - started
         if elapsed > limit:
             raise Misconfigured(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,15 @@ from alembic_entrypoint.decide import Action, Decision
 from alembic_entrypoint.errors import Denied, Ended, Failed, Misconfigured, Refused, TryAgain
 from alembic_entrypoint.facts import Facts
 from alembic_entrypoint.keeper import Keeper
+from alembic_entrypoint.kept import Kept, what_is_kept
 from alembic_entrypoint.lock import Lock, LockLost
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.observe import WorkerFailed, logged, misconfigured, recorded_now
 from alembic_entrypoint.postgres.leftovers import invalid_indexes
 from alembic_entrypoint.schema import snapshot
-from alembic_entrypoint.schema.difference import difference
-from alembic_entrypoint.schema.facts import Snapshot
+from alembic_entrypoint.schema.difference import Difference, difference
+from alembic_entrypoint.schema.facts import Kind, Pattern, Snapshot, Thing
+from alembic_entrypoint.schema.wording import removal
 from alembic_entrypoint.target import Target
 from alembic_entrypoint.wait import connected
 from alembic_entrypoint.watch import Progress
@@ -47,8 +50,7 @@ def verified(lock: Lock, progress: Progress, keeper: Keeper) -> Decision:
     recorded = recorded_now(lock.connection, facts.version_table)
     _, after = keeper.decide(dataclasses.replace(facts, recorded=recorded))
     if after.action is not Action.START:
-        progress.end("failed", recorded, "not committed by env.py")
-        raise uncommitted("migrations", facts, recorded, progress)
+        raise uncommitted(lock, "migrations", progress)
     progress.end("ok", recorded)
     if progress.book is not None:
         keeper.applied(progress.book, facts, recorded)
@@ -62,35 +64,33 @@ def verified(lock: Lock, progress: Progress, keeper: Keeper) -> Decision:
     return after
 
 
-def uncommitted(what: str, facts: Facts, recorded: tuple[str, ...], progress: Progress) -> Failed:
+def uncommitted(lock: Lock, what: str, progress: Progress) -> Failed:
     """Say that `env.py` did not commit what ran; what a migration committed by itself is there."""
-    is_as_before = recorded == facts.recorded and not progress.is_partly_committed
+    assert progress.facts is not None
+    kept = what_is_kept(lock.connection, progress, ENDING, ends=False)
+    progress.end("failed", kept.recorded, "not committed by env.py")
     which, left = (
         ("them", "the database is as before")
-        if is_as_before
+        if kept.is_nothing
         else ("all of them", "what a migration committed by itself is there: look at it before you start again")
     )
     lines = [
-        f"The {what} ran, but {facts.version_table} now records {', '.join(recorded) or 'nothing'}: "
+        f"The {what} ran, but {progress.facts.version_table} now records {', '.join(kept.recorded) or 'nothing'}: "
         f"env.py did not commit {which}, and {left}.",
         "A connection on which something was executed before context.configure() is in a transaction that nobody "
         "commits: commit it first, or pass a fresh one.",
     ]
-    if progress.backup and not is_as_before:
+    if progress.backup and not kept.is_nothing:
         lines.append(progress.backup.words)
     return Failed("\n".join(lines), event="migration.failed")
 
 
 def may_pass(lock: Lock, progress: Progress) -> bool:
-    """Tell whether the same upgrade may be tried again: only where nothing was committed."""
-    failure, facts = progress.failure, progress.facts
-    return (
-        failure is not None
-        and facts is not None
-        and failure["sqlstate"] in MAY_PASS
-        and not progress.is_partly_committed
-        and recorded_now(lock.connection, facts.version_table) == facts.recorded
-    )
+    """Tell whether the same upgrade may be tried again: only where nothing of it is kept, nor still at work."""
+    failure = progress.failure
+    if failure is None or failure["sqlstate"] not in MAY_PASS or progress.facts is None or progress.still_there:
+        return False
+    return what_is_kept(lock.connection, progress, 0.0, ends=False).is_nothing
 
 
 @dataclass(frozen=True)
@@ -123,29 +123,31 @@ def failed(lock: Lock, progress: Progress) -> Ended:
     if migration is None:
         return misconfigured(WorkerFailed(failure))
     words = _DOWN if migration["direction"] == "down" else _UP
-    applied, left_behind = _left_behind(lock, progress)
+    kept = what_is_kept(lock.connection, progress, 0.0, ends=False)
+    left = left_behind(lock, progress, kept)
+    is_as_before = not kept.whole and not left
     where = f"{migration['revision']} ({migration['n']} of {migration['of']}, {migration['path']})"
     lines = [f"{words.what} {where} failed: {failure['error']}"]
     if failure.get("statement"):
         lines.append(f"Statement: {' '.join(failure['statement'].split())[:500]}")
-    if applied:
-        lines.append(f"{words.done} before it and kept: {', '.join(applied)}.")
-    if left_behind:
+    if kept.whole:
+        lines.append(f"{words.done} before it and kept: {', '.join(kept.whole)}.")
+    if left:
+        certain = "was" if kept.partly or not kept.unseen else "may have been"
         lines += [
-            "It was partly committed, so starting again may fail in another way. Left behind:",
-            *left_behind,
+            f"It {certain} partly committed, so starting again may fail in another way. Left behind:",
+            *(f"  - {each}" for each in left),
         ]
-    elif applied:
-        lines.append(words.rolled_back.format(last=applied[-1]))
+    elif kept.whole:
+        lines.append(words.rolled_back.format(last=kept.whole[-1]))
     else:
         lines.append("The database is as before: nothing was committed.")
-    is_denied = failure["sqlstate"] == DENIED and not applied and not left_behind
-    passes = (failure["sqlstate"] in MAY_PASS or _is_lost(failure)) and not applied and not left_behind
-    lines.append(GRANT if is_denied else _mend_blocked(progress) if passes else words.mend)
+    is_denied = failure["sqlstate"] == DENIED and is_as_before
+    passes = (failure["sqlstate"] in MAY_PASS or _is_lost(failure)) and is_as_before
+    lines.append(GRANT if is_denied else _mend_blocked(progress) if passes else _mend(failure, words))
     if progress.backup:
         lines.append(progress.backup.words)
-    assert progress.facts is not None  # else no migration had begun
-    progress.end("failed", recorded_now(lock.connection, progress.facts.version_table), lines[0])
+    progress.end("failed", kept.recorded, lines[0])
     kind: type[Ended] = TryAgain if passes else Denied if is_denied else Failed
     if passes and progress.blocker:
         lines.insert(1, f"It was blocked by {progress.blocker}.")
@@ -155,8 +157,17 @@ def failed(lock: Lock, progress: Progress) -> Ended:
         revision=migration["revision"],
         path=migration["path"],
         sqlstate=failure["sqlstate"],
-        left_behind=left_behind,
+        left_behind=left,
     )
+
+
+def _mend(failure: Message, words: _Words) -> str:
+    if failure["kind"] == "died" and failure["status"] == -signal.SIGKILL:
+        return (
+            "The app was not started. Nothing says that the migration is at fault: its process was killed, as the "
+            "kernel does it where memory is short. Look at the limits of the container, and start again."
+        )
+    return words.mend
 
 
 def _mend_blocked(progress: Progress) -> str:
@@ -174,45 +185,71 @@ def _is_lost(failure: Message) -> bool:
     return failure["kind"] == "fence" or bool(failure.get("is_disconnected"))
 
 
-def _left_behind(lock: Lock, progress: Progress) -> tuple[list[str], list[str]]:
-    """Find what was applied and kept, and what of the failed migration was committed."""
+def left_behind(lock: Lock, progress: Progress, kept: Kept) -> list[str]:
+    """List what is there of a migration that is not kept as a whole, with the statement that removes it.
+
+    The schema is compared with what it was before that migration, where this could be read.
+    """
     facts = progress.facts
     assert facts is not None
-    recorded = recorded_now(lock.connection, facts.version_table)
-    order = {revision: n for n, revision in enumerate(progress.finished)}
-    applied = sorted(facts.graph.ancestors(recorded) ^ facts.applied, key=lambda each: order.get(each, len(order)))
-    left = [f"  - {each}" for each in invalid_indexes(lock.connection)]
-    after = read_schema(lock, facts)
-    if after is not None and progress.before is not None and not applied:
-        left += [f"  - {each.line('now', 'before')}" for each in difference(after, progress.before)]
-    if progress.is_partly_committed and progress.migration is not None:
-        migration = progress.migration
-        left.append(f"  - what {migration['revision']} did before its last commit; see {migration['path']}")
-    return applied, left
+    left = invalid_indexes(lock.connection)
+    before = progress.before_this or (None if kept.whole else progress.before)
+    after = read_schema(lock, facts) if before is not None else None
+    if before is not None and after is not None:
+        left += [_told(each, after) for each in difference(after, before.without(uncounted(facts)))]
+    path_of = {each.revision: each.path for each in facts.graph.migrations}
+    left += [f"what {each} did before its last commit; see {path_of[each]}" for each in kept.partly]
+    left += [f"what {each} did when it {what}; see {path_of[each]}" for each, what in kept.unseen]
+    left += [
+        f"session {each} could not be ended, and may go on; as a role that may: SELECT pg_terminate_backend({each});"
+        for each in progress.still_there
+    ]
+    if (kept.partly or kept.unseen) and after is None:
+        left.append("the schema could not be compared; `alembic-entrypoint diagnose --prove` does that")
+    return left
+
+
+def _told(each: Difference, now: Snapshot) -> str:
+    """Write one difference to before, with the statement that removes it where it is something new."""
+    line = each.line("now", "before")
+    if each.attribute or each.here is None:
+        return line
+    relation = Thing(Kind.RELATION, each.thing.schema, each.thing.name, "")
+    statement = removal(each.thing, str(now.facts.get(relation, {}).get("kind")))
+    return f"{line}: {statement}" if statement else line
 
 
 def after_loss(lost: LockLost, target: Target, progress: Progress) -> Ended:
-    """75 when the database is as before, else 1. The worker says so before each COMMIT that it sends."""
-    if progress.committing is None or (not progress.is_partly_committed and _is_as_before(target, progress)):
+    """75 when the database is as before, else 1."""
+    if progress.migration is None:
         return lost
-    done = ", ".join(progress.committing["revisions"]) or "none"
-    half = f", and a part of {progress.migration['revision']}" if progress.is_partly_committed else ""  # type: ignore[index]
+    kept = _kept_as_seen_anew(target, progress)
+    if kept is None:
+        # The server is gone. The worker says so before each COMMIT that it sends, and before what nobody sees.
+        if progress.committing is None and not progress.unseen:
+            return lost
+        under_way = (progress.committing or {}).get("under_way")
+        whole, partly, verb = (progress.committing or {}).get("revisions", ()), [under_way], "may be"
+    elif kept.is_nothing:
+        return lost
+    else:
+        whole, partly, verb = kept.whole, [*kept.partly, *(each for each, _ in kept.unseen)], "are"
+    half = "".join(f", and a part of {each}" for each in partly if each)
     return Failed(
-        f"{lost.message}\nThese migrations may be committed: {done}{half}. "
+        f"{lost.message}\nThese migrations {verb} committed: {', '.join(whole) or 'none'}{half}. "
         "Start again: the database is looked at anew." + (f"\n{progress.backup.words}" if progress.backup else ""),
         event="lock.lost",
         **lost.keys,
     )
 
 
-def _is_as_before(target: Target, progress: Progress) -> bool:
-    """Look with a new session whether a COMMIT that was sent came too late; a server that is gone cannot tell."""
-    assert progress.facts is not None
+def _kept_as_seen_anew(target: Target, progress: Progress) -> Kept | None:
+    """Look with a new session, and end what is still under way; None where the server cannot tell."""
     try:
         with connected(target.address, ENDING) as connection:
-            return recorded_now(connection, progress.facts.version_table) == progress.facts.recorded
+            return what_is_kept(connection, progress, ENDING, ends=True)
     except (Ended, psycopg.Error):
-        return False
+        return None
 
 
 def refusal(decision: Decision, help_url: str, facts: Facts | None) -> Ended:
@@ -223,11 +260,15 @@ def refusal(decision: Decision, help_url: str, facts: Facts | None) -> Ended:
     return kind(message, event="schema.refused", state=decision.state.value, **keys)
 
 
+def uncounted(facts: Facts) -> tuple[Pattern, ...]:
+    """Name what is left out of a comparison: the ledger, and the version table, which Alembic makes first."""
+    return snapshot.LEDGER, (facts.version_table.resolved_schema, facts.version_table.name)
+
+
 def read_schema(lock: Lock, facts: Facts) -> Snapshot | None:
-    """Read the schema, but for the version table, which Alembic makes first; None where that is not to be had."""
-    table = facts.version_table
+    """Read the schema, but for what is not counted; None where that is not to be had."""
     try:
-        return snapshot.take(lock.connection, ignore=(snapshot.LEDGER, (table.resolved_schema, table.name)))
+        return snapshot.take(lock.connection, ignore=uncounted(facts))
     except psycopg.Error as error:
         log("schema.observed", level="warning", note="the schema could not be read for comparison", reason=str(error))
         return None

@@ -7,6 +7,7 @@ looks and the others only ask the ledger; the others look first, so that none wi
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +88,7 @@ class _Settling:
             self.steps.end("lock")
             if lock is None:
                 return answers[-1].said()
-            facts = self._look()
+            facts = self._look(lock.check_alive)
             self.steps.end("observe")
             return self._settle(lock, facts)
 
@@ -128,11 +129,11 @@ class _Settling:
                 return decided(now, self.settings).state.value
             return self._settle(lock, facts)
 
-    def _look(self) -> Facts | None:
+    def _look(self, check: Callable[[], None] = lambda: None) -> Facts | None:
         """Look through `env.py`; None where that is to be done under the lock, since it writes."""
         try:
             is_cleaning = self.settings.clean == ("migrations",)
-            seen: Seen = observe(self.settings, self.target, is_cleaning=is_cleaning, stays=True)
+            seen: Seen = observe(self.settings, self.target, is_cleaning=is_cleaning, stays=True, check=check)
         except NeedsWriting as writing:
             self.target = writing.target
             log("schema.observed", note="env.py writes before it migrates: it is looked at under the lock")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from alembic_entrypoint.postgres import activity
 from alembic_entrypoint.postgres.backup import Backup
 from alembic_entrypoint.postgres.book import Book
 from alembic_entrypoint.schema.facts import Snapshot
+from alembic_entrypoint.schema.reading import decoded
 from alembic_entrypoint.worker.messages import Message
 
 HEARTBEAT = 10.0
@@ -32,26 +33,28 @@ class Progress:
     finished: list[str] = field(default_factory=list)
     #: what the last COMMIT that was begun would have kept; None: none was begun
     committing: Message | None = None
+    #: every transaction in which a migration was at work, by its number, with the migration
+    transactions: list[tuple[str, str]] = field(default_factory=list)
+    #: migrations that did something which no transaction shows, and what that was
+    unseen: list[tuple[str, str]] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     blocker: activity.Session | None = None
     failure: Message | None = None
     #: the schema before the first migration ran, where it could be read
     before: Snapshot | None = None
+    #: the schema before the migration that is under way, where the worker has told it
+    before_this: Snapshot | None = None
     #: the ledger, where what is going on was noted
     book: Book | None = None
+    #: the copy of the database from before, where one is wanted
+    backup: Backup | None = None
+    #: backends of the worker that outlived it, and that could not be ended
+    still_there: Sequence[int] = ()
 
     def end(self, outcome: str, recorded: Sequence[str] | None = None, message: str | None = None) -> None:
         """Note in the ledger how it ended."""
         if self.book is not None:
             self.book.end(outcome, recorded, message)
-
-    #: the copy of the database from before, where one is wanted
-    backup: Backup | None = None
-
-    @property
-    def is_partly_committed(self) -> bool:
-        """Tell whether a transaction was committed in the middle of the last migration."""
-        return bool(self.committing and self.committing["is_partly_committed"])
 
 
 def note(message: Message, progress: Progress) -> None:
@@ -59,6 +62,8 @@ def note(message: Message, progress: Progress) -> None:
     said = message["said"]
     if said == "started":
         progress.migration, progress.started = message, time.monotonic()
+        progress.before_this = None
+        _note_transaction(message, progress)
         log("migration.started", **_named(message))
     elif said == "finished":
         progress.finished.append(message["revision"])
@@ -66,10 +71,21 @@ def note(message: Message, progress: Progress) -> None:
         log("migration.finished", revision=message["revision"], elapsed=elapsed)
     elif said == "left_alone":
         log("worker.connected", level="debug", database=message["place"], note="another database, left alone")
+    elif said == "schema":
+        progress.before_this = decoded(message["snapshot"])
+    elif said == "began":
+        _note_transaction(message, progress)
+    elif said == "unseen":
+        progress.unseen.append((message["revision"], message["what"]))
     elif said == "committing":
         progress.committing = message
     elif said == "failed":
         progress.failure = message
+
+
+def _note_transaction(message: Message, progress: Progress) -> None:
+    if message["transaction"] is not None:
+        progress.transactions.append((message["transaction"], message["revision"]))
 
 
 def _named(migration: Message) -> dict[str, Any]:
@@ -79,15 +95,19 @@ def _named(migration: Message) -> dict[str, Any]:
 class Watch:
     """What is looked at, twice a second, while a worker runs."""
 
-    def __init__(self, lock: Lock, progress: Progress) -> None:
+    def __init__(self, lock: Lock, progress: Progress, patience: Callable[[], None]) -> None:
         self._lock = lock
-        self._progress = progress
+        self.progress = progress
+        #: ends the wait for an env.py that never comes to its migrations
+        self._patience = patience
         self._beat = time.monotonic()
 
     def tick(self) -> None:
-        """See that the lock is held, who is in the way, and that something goes on. Raises LockLost."""
+        """See that the lock is held, who is in the way, and that something goes on. Raises LockLost, Misconfigured."""
         self._lock.check_alive()
-        if self._progress.migration is None:
+        if self.progress.facts is None:
+            self._patience()
+        if self.progress.migration is None:
             return
         try:
             self._look()
@@ -95,7 +115,7 @@ class Watch:
             self._lock.check_alive()
 
     def _look(self) -> None:
-        connection, progress = self._lock.connection, self._progress
+        connection, progress = self._lock.connection, self.progress
         pids = self._lock.worker_backends()
         blocker = activity.blocker(connection, pids)
         if blocker is not None and (progress.blocker is None or blocker.pid != progress.blocker.pid):
@@ -120,5 +140,5 @@ class Watch:
             )
 
     def _step(self) -> dict[str, Any]:
-        migration = self._progress.migration or {}
+        migration = self.progress.migration or {}
         return {name: migration[name] for name in ("revision", "n", "of") if name in migration}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from commands import Result, entrypoint
-from projects import Project, project
+from projects import PER_MIGRATION, Project, project
 from servers import Database
 
 
@@ -162,13 +162,7 @@ def test_a_failed_upgrade_says_what_failed_and_leaves_the_database_as_before(tre
 
 
 def test_a_failed_upgrade_names_what_was_committed_before(tree: Project, database: Database) -> None:
-    env = tree.folder / "migrations" / "env.py"
-    env.write_text(
-        env.read_text().replace(
-            "configure(connection=connection)",
-            "configure(connection=connection, transaction_per_migration=True)",
-        )
-    )
+    tree.write("migrations/env.py", PER_MIGRATION)
     tree.add("r4", "op.execute('INSERT INTO nowhere VALUES (1)')", down="r3")
     result = run(tree, database, "migrate")
     assert result.code == 1

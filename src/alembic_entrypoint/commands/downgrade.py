@@ -203,8 +203,7 @@ def _undo(lock: Lock, settings: Settings, target: Target, way: Way) -> Progress:
         assert facts is not None
         recorded = recorded_now(lock.connection, facts.version_table)
         if facts.graph.ancestors(recorded) != facts.applied - way.undone:
-            progress.end("failed", recorded, "not committed by env.py")
-            raise uncommitted("downgrades", facts, recorded, progress)
+            raise uncommitted(lock, "downgrades", progress)
         progress.end("ok", recorded)
         is_same = progress.before is not None and read_schema(lock, facts) == progress.before
         log(

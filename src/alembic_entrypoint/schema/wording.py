@@ -34,6 +34,24 @@ def label(thing: Thing) -> str:
     return f"{thing.kind.value} {part}{whole}"
 
 
+def removal(thing: Thing, kind: str) -> str | None:
+    """Write the statement that removes a thing; None where there is none. `kind` is that of its relation, as told."""
+    schema, name, part = _quoted(thing.schema), _quoted(thing.name), _quoted(thing.part)
+    whole = f"{schema}.{thing.name if thing.kind is Kind.FUNCTION else name}"
+    if thing.kind is Kind.COLUMN and kind.endswith("view"):
+        return None
+    if thing.kind is Kind.RELATION:
+        return f"DROP {kind.removeprefix('partitioned ').upper()} {whole};"
+    if thing.kind is Kind.INDEX:
+        return f"DROP INDEX CONCURRENTLY {schema}.{part};"
+    if thing.kind in (Kind.COLUMN, Kind.CONSTRAINT):
+        return f"ALTER TABLE {whole} DROP {thing.kind.value.upper()} {part};"
+    if thing.part:
+        return f"DROP {thing.kind.value.upper()} {part} ON {whole};"
+    word = "ROUTINE" if thing.kind is Kind.FUNCTION else thing.kind.value.upper()
+    return f"DROP {word} {schema if thing.kind is Kind.SCHEMA else name if thing.kind is Kind.EXTENSION else whole};"
+
+
 def summary(thing: Thing, told: Mapping[str, Value]) -> str:
     """Say what a thing is in a few words: ``table``, ``varchar(255) not null``, ``UNIQUE (email)``."""
     if thing.kind is Kind.COLUMN:

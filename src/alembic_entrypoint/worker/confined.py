@@ -12,17 +12,8 @@ from typing import Any, NoReturn
 from alembic_entrypoint.address import Place
 from alembic_entrypoint.worker import statements
 from alembic_entrypoint.worker.connections import Policy
+from alembic_entrypoint.worker.programs import PROGRAMS
 
-#: Audit events that start another program, with the words for it (Python's "Audit events table").
-_PROGRAMS = {
-    "subprocess.Popen": "starts a program",
-    "os.system": "starts a program",
-    "os.exec": "becomes another program",
-    "os.posix_spawn": "starts a program",
-    "os.fork": "forks",
-    "os.forkpty": "forks",
-    "pty.spawn": "starts a program",
-}
 _SOCKETS = ("socket.connect", "socket.sendto", "socket.sendmsg")
 
 #: Told why a replay cannot go on; it does not come back.
@@ -41,8 +32,8 @@ def confine(policy: Policy, end: End, executed: Callable[[], None]) -> None:
         executed()
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in _PROGRAMS:
-            end(f"{_PROGRAMS[event]}{_program(arguments)}")
+        if event in PROGRAMS:
+            end(f"{PROGRAMS[event]}{_program(arguments)}")
         elif event in _SOCKETS and not statements.is_connecting():
             end(f"opens a network connection to {arguments[1]}")
 

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from types import CodeType
 from typing import Any, NoReturn, TextIO, cast
 
 from alembic_entrypoint.address import Place
@@ -163,8 +164,8 @@ def _migrate(request: Request, parent: Parent, policy: connections.Policy, work:
     from alembic_entrypoint.worker.environment import look
     from alembic_entrypoint.worker.failures import Unusable
 
-    fence = transactions.Fence(policy, request.token, request.session)
-    fence.keep(work.commit)
+    fence = transactions.Fence(policy, request.token, request.session, work)
+    fence.keep()
     if environment.configured_place and request.is_given and policy.places is not None:
         policy.places.add(environment.configured_place)
 
@@ -190,8 +191,11 @@ def _migrate(request: Request, parent: Parent, policy: connections.Policy, work:
             )
         check = functools.partial(fence.check_migration, context.connection)
         check()
+        _see_what_no_transaction_shows(policy, work)
         context.on_version_apply_callbacks = (*context.on_version_apply_callbacks, _finished(parent, work))
-        return [_watched(step, n, len(steps), parent, work, check) for n, step in enumerate(steps, 1)]
+        # An empty database is made anew after a failure; in any other, what was left behind has to be told apart.
+        tells = bool(recorded)
+        return [_watched(step, n, len(steps), parent, work, context, check, tells) for n, step in enumerate(steps, 1)]
 
     # With dont_mutate Alembic leaves the version table alone until the parent has decided.
     environment.run(at_migrations, dont_mutate=True)
@@ -258,9 +262,15 @@ def _seen(environment: Any, seen: Message) -> Message:
     }
 
 
-def _watched(step: Any, n: int, of: int, parent: Parent, work: Work, check: Callable[[], None]) -> Any:
-    """Tell when a migration begins, and check the fence after it; before it, BEGIN or the one before it did."""
+def _watched(
+    step: Any, n: int, of: int, parent: Parent, work: Work, context: Any, check: Callable[[], None], tells: bool
+) -> Any:
+    """Tell when a migration begins, and check the fence after it; before it, BEGIN or the one before it did.
+
+    Where it `tells`, also what is there before a migration that commits half-way; before the first, the parent knows.
+    """
     from alembic_entrypoint.worker.environment import shown
+    from alembic_entrypoint.worker.transactions import TRANSACTION
 
     run, revision = step.migration_fn, step.revision
     path = shown(revision.path)
@@ -275,12 +285,47 @@ def _watched(step: Any, n: int, of: int, parent: Parent, work: Work, check: Call
             "of": of,
             "doc": revision.doc or "",
         }
-        parent.tell("started", **work.migration)
+        parent.tell("started", **work.migration, transaction=context.connection.info.get(TRANSACTION))
+        if tells and n > 1 and _commits_half_way(getattr(run, "__code__", None)):
+            _tell_schema(parent, context.connection)
         run(**keys)
         check()
 
     step.migration_fn = watched
     return step
+
+
+def _see_what_no_transaction_shows(policy: connections.Policy, work: Work) -> None:
+    """Tell when a migration opens a connection of its own, or starts a program: what these commit, nobody here sees."""
+    from alembic_entrypoint.worker.programs import PROGRAMS
+
+    def asked(made: connections.Made) -> None:
+        if made.is_target:
+            work.went_unseen("opened a connection of its own")
+
+    def audit(event: str, _: tuple[Any, ...]) -> None:
+        if event in PROGRAMS:
+            work.went_unseen("started a program")
+
+    policy.asked = asked
+    sys.addaudithook(audit)
+
+
+def _commits_half_way(code: Any) -> bool:
+    """Tell whether a function, or one in it, names `autocommit_block`, which keeps what came before it."""
+    if not isinstance(code, CodeType):
+        return False
+    return "autocommit_block" in code.co_names or any(map(_commits_half_way, code.co_consts))
+
+
+def _tell_schema(parent: Parent, connection: Any) -> None:
+    """Tell what is there before a migration, so that what it leaves behind can be told from what is kept of others."""
+    from alembic_entrypoint.schema.reading import encoded
+    from alembic_entrypoint.worker.aside import read_schema
+
+    # Without it less is said after a failure, and nothing else is lost.
+    with suppress(Exception):
+        parent.tell("schema", snapshot=encoded(read_schema(connection, lock_timeout=0.5)))
 
 
 def _finished(parent: Parent, work: Work) -> Callable[..., None]:

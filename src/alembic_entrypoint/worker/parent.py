@@ -74,9 +74,26 @@ class Work:
         self.migration: Message | None = None
         self.replaying: Any = None
         self.finished: list[str] = []
+        self._unseen: set[tuple[str, str]] = set()
+
+    @property
+    def under_way(self) -> str | None:
+        """Name the migration that has begun and is not over."""
+        revision: str | None = self.migration["revision"] if self.migration else None
+        return None if revision in self.finished else revision
+
+    def began(self, transaction: str) -> None:
+        """Say that a migration goes on in another transaction, so that the server can be asked what became of it."""
+        if revision := self.under_way:
+            self._parent.tell("began", revision=revision, transaction=transaction)
 
     def commit(self) -> None:
         """Say, before it is sent, that a transaction of the migrations is about to be committed."""
-        current = self.migration["revision"] if self.migration else None
-        is_partly_committed = current is not None and current not in self.finished
-        self._parent.tell("committing", revisions=self.finished, is_partly_committed=is_partly_committed)
+        self._parent.tell("committing", revisions=self.finished, under_way=self.under_way)
+
+    def went_unseen(self, what: str) -> None:
+        """Say, before it is done, that a migration does what may be kept without a transaction that is known here."""
+        revision = self.under_way
+        if revision and (revision, what) not in self._unseen:
+            self._unseen.add((revision, what))
+            self._parent.tell("unseen", revision=revision, what=what)

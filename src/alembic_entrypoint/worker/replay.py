@@ -12,6 +12,7 @@ from alembic_entrypoint.schema import reading
 from alembic_entrypoint.schema.difference import unlike
 from alembic_entrypoint.schema.facts import Snapshot
 from alembic_entrypoint.schema.reading import Name
+from alembic_entrypoint.worker.aside import read_schema
 from alembic_entrypoint.worker.confined import End, confine
 from alembic_entrypoint.worker.connections import FenceError, Policy, Steps, ask, check_steps, setting_statement
 from alembic_entrypoint.worker.messages import Message, Replay, Request
@@ -153,11 +154,7 @@ class Replaying:
         return counts and self._names - self._surroundings <= self._live
 
     def _snapshot(self, connection: Any) -> Snapshot:
-        with _Aside(connection):
-            ask(connection, reading.setting_statement())
-            answer = ask(connection, reading.snapshot_statement())
-            version = ask(connection, "SHOW server_version_num")
-        snapshot = reading.snapshot_of(answer[0], int(reading.text_of(version[0])) // 10000).without(self._ignore)
+        snapshot = read_schema(connection).without(self._ignore)
         there = {(each.kind, each.schema, each.name) for each in self._surroundings}
         facts = {
             thing: told
@@ -169,24 +166,6 @@ class Replaying:
     def _rows(self, connection: Any) -> list[tuple[str, str]]:
         """Name the tables that hold a row."""
         return reading.with_rows(lambda statement: ask(connection, statement)[0], self._ignore)
-
-
-class _Aside:
-    """Ask something in the middle of a transaction, and leave nothing of it behind."""
-
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-        autocommit = getattr(connection.connection.dbapi_connection, "autocommit", False)
-        name = "alembic_entrypoint"
-        self._first = "BEGIN" if autocommit else f"SAVEPOINT {name}"
-        self._last = ["ROLLBACK"] if autocommit else [f"ROLLBACK TO SAVEPOINT {name}", f"RELEASE SAVEPOINT {name}"]
-
-    def __enter__(self) -> None:
-        ask(self._connection, self._first)
-
-    def __exit__(self, *_: object) -> None:
-        for statement in self._last:
-            ask(self._connection, statement)
 
 
 def _counts(name: Name) -> bool:

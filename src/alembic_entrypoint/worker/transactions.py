@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import event
@@ -11,8 +11,13 @@ from sqlalchemy.engine import Connection, Engine
 
 from alembic_entrypoint.worker.connections import FenceError, Policy, ask, setting_statement
 from alembic_entrypoint.worker.messages import HOLDER_CHECK, LOCK_B, LOCK_CLASS, TOKEN_CLASS
+from alembic_entrypoint.worker.parent import Work
 
+#: Where a connection keeps the number of the transaction that is under way on it.
+TRANSACTION = "alembic_entrypoint.transaction"
 _TIMEOUT = "alembic_entrypoint.lock_timeout"
+#: The number of the transaction that is under way, by which `pg_xact_status` knows it afterwards.
+_NUMBER = "pg_catalog.pg_current_xact_id()::text"
 _CONCURRENTLY = re.compile(r"\b(INDEX|DETACH)\b.*\bCONCURRENTLY\b", re.IGNORECASE | re.DOTALL)
 
 
@@ -28,15 +33,16 @@ def keep_read_only() -> None:
 class Fence:
     """The fence as SQLAlchemy's connections hold it, and the timeouts that go with it."""
 
-    def __init__(self, policy: Policy, token: int, session: Mapping[str, str]) -> None:
+    def __init__(self, policy: Policy, token: int, session: Mapping[str, str], work: Work) -> None:
         self._policy = policy
+        self._work = work
         self._token = token
         self._check = HOLDER_CHECK.replace("%(token)s", str(token))
         self._session = session
         #: what a migrating session had set when the first migration began, env.py's own wishes included
         self._settings: dict[str, str | None] = {}
 
-    def keep(self, committing: Callable[[], None]) -> None:
+    def keep(self) -> None:
         """Hold it in every transaction from now on, and tell of each COMMIT before it is sent."""
 
         @event.listens_for(Engine, "begin")
@@ -48,9 +54,10 @@ class Fence:
         def before(connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
             if not self._is_target(connection):
                 return
-            if getattr(connection.connection.dbapi_connection, "autocommit", False):
+            if is_autocommit(connection):
                 # No transaction holds a share, and what ran before may have dropped the session's.
                 self.hold(connection)
+                self._work.went_unseen("ran statements outside of a transaction, which keeps each at once")
             if _CONCURRENTLY.search(statement):
                 # With a lock timeout it leaves an INVALID index where it would have been built; without, the others
                 # wait a millisecond [R12].
@@ -65,7 +72,7 @@ class Fence:
         @event.listens_for(Engine, "commit")
         def commit(connection: Connection) -> None:
             if self._is_target(connection):
-                committing()
+                self._work.commit()
 
     def hold(self, connection: Connection) -> None:
         """Take a share for session and transaction, *then* see that the lock is held. Raises FenceError.
@@ -74,8 +81,10 @@ class Fence:
         """
         lock = f"({LOCK_CLASS}, {LOCK_B})"
         shares = f"pg_catalog.pg_try_advisory_lock_shared{lock}, pg_catalog.pg_try_advisory_xact_lock_shared{lock}"
-        if not all(ask(connection, f"SELECT {shares}")):
+        *held, transaction = ask(connection, f"SELECT {shares}, {'NULL' if is_autocommit(connection) else _NUMBER}")
+        if not all(held):
             raise FenceError("another migrator is at work: the fence could not be taken")
+        self._goes_on_in(connection, transaction)
         row = ask(connection, self._check)
         if not row or not row[0]:
             raise FenceError("the lock is not held any more")
@@ -96,15 +105,23 @@ class Fence:
         row = ask(
             connection,
             f"SELECT pg_catalog.pg_try_advisory_lock_shared{lock}, pg_catalog.pg_try_advisory_xact_lock_shared{lock}, "
-            f"NOT pg_catalog.pg_try_advisory_xact_lock_shared{token}, {settings}",
+            f"NOT pg_catalog.pg_try_advisory_xact_lock_shared{token}, {_NUMBER}, {settings}",
         )
         if not all(row[:3]):
             raise FenceError("the lock is not held any more")
-        found = dict(zip(self._session, row[3:], strict=True))
+        # Not the one in which it began, where a migration has sent COMMIT or ROLLBACK by itself.
+        self._goes_on_in(connection, row[3])
+        found = dict(zip(self._session, row[4:], strict=True))
         for name, value in self._settings.items():
             if value is not None and found[name] != value:
                 ask(connection, f"SELECT pg_catalog.set_config('{name}', '{_quoted(value)}', false)")
         self._settings = self._settings or found
+
+    def _goes_on_in(self, connection: Connection, transaction: str | None) -> None:
+        if connection.info.get(TRANSACTION) != transaction:
+            connection.info[TRANSACTION] = transaction
+            if transaction is not None:
+                self._work.began(transaction)
 
     def _is_target(self, connection: Connection) -> bool:
         try:
@@ -112,6 +129,11 @@ class Fence:
         except TypeError:
             return False
         return made is not None and made.is_target
+
+
+def is_autocommit(connection: Connection) -> bool:
+    """Tell whether each statement is a transaction of its own, as in Alembic's `autocommit_block()`."""
+    return bool(getattr(connection.connection.dbapi_connection, "autocommit", False))
 
 
 def _quoted(text: str) -> str:

@@ -68,8 +68,6 @@ CREATE CONSTRAINT TRIGGER commit AFTER INSERT OR UPDATE ON alembic_version
   DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION recording('commit');
 """
 
-PER_MIGRATION = ENV.replace("connection=connection)", "connection=connection, transaction_per_migration=True)")
-
 WITNESS = (
     "op.execute(f\"SELECT set_config('test.worker', '{{os.getpid()}}', false), witness({{os.getpid()}}, '{}', {})\")"
 )
