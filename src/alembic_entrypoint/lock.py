@@ -286,11 +286,16 @@ def _fence_holders(connection: psycopg.Connection[Any]) -> list[int]:
 
 
 def _release(lock: Lock) -> None:
-    """Free what was held, and see that it was [H6]."""
-    freed = [
-        _one(lock.connection, "SELECT pg_catalog.pg_advisory_unlock(%s, %s)", LOCK_CLASS, LOCK_A),
-        _one(lock.connection, "SELECT pg_catalog.pg_advisory_unlock(%s, %s)", TOKEN_CLASS, lock.token),
-    ]
+    """Free what was held, and see that it was [H6]. Raises LockLost where this very session did not hold it."""
+    try:
+        freed = [
+            _one(lock.connection, "SELECT pg_catalog.pg_advisory_unlock(%s, %s)", LOCK_CLASS, LOCK_A),
+            _one(lock.connection, "SELECT pg_catalog.pg_advisory_unlock(%s, %s)", TOKEN_CLASS, lock.token),
+        ]
+    except psycopg.OperationalError as error:
+        # The work is over, and its end was seen over this session: that it has gone since is no reason not to start.
+        log("lock.lost", level="warning", reason=" ".join(str(error).split()), note="the work was done before")
+        return
     if not all(freed):
         raise LockLost("it was not held any more when it was to be freed")
 

@@ -9,7 +9,7 @@ from env_forms import DRIVERS, env_on, recorded, tables
 
 from commands import Result, Running, started
 from projects import PER_MIGRATION, Project, project
-from servers import Database, wait_until
+from servers import Database, fresh_database, wait_until
 
 HEAD = "import os, subprocess, sys\nimport psycopg\nimport sqlalchemy as sa"
 INSERT = "INSERT INTO audit VALUES (1)"
@@ -101,14 +101,44 @@ def test_a_lost_lock_says_what_was_committed(tmp_path: Path, database: Database,
     tree = tree_that(tmp_path, "psycopg", WAYS.get(way, f"op.execute('{INSERT}')"), "op.execute('SELECT pg_sleep(60)')")
     with started(tree.folder, "migrate", env=env_of(database)) as run:
         wait_for_sleep(run, database)
-        database.query(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
-            "AND application_name LIKE 'alembic-entrypoint locking%%'"
-        )
+        lose_the_lock(database)
         result = run.end(30)
     kept = way != "nothing"
     assert (result.code, rows(database)) == ((1, 1) if kept else (75, 0)), result.stderr
     assert ("and a part of r1" in result.message) == kept
+
+
+SLOW_COMMIT = """
+CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2.5); RETURN NEW; END';
+CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON audit DEFERRABLE INITIALLY DEFERRED
+  FOR EACH ROW EXECUTE FUNCTION slow();
+"""
+#: On 13 a server does not look whether its client is gone, and asyncpg sends no request to cancel.
+COMMITS = [("psycopg", "pg18"), pytest.param("asyncpg", "pg13", marks=pytest.mark.extra)]
+
+
+@pytest.mark.parametrize(("driver", "server"), COMMITS)
+def test_a_lock_lost_during_a_slow_commit_says_what_became_of_it(
+    tmp_path: Path, request: pytest.FixtureRequest, driver: str, server: str
+) -> None:
+    tree = tree_that(tmp_path, driver, f"op.execute('{INSERT}')", "pass")
+    with fresh_database(request.getfixturevalue(server)) as database:
+        env = env_of(database)
+        database.execute(SLOW_COMMIT)
+        with started(tree.folder, "migrate", env=env) as run:
+            wait_for_sleep(run, database)
+            lose_the_lock(database)
+            result = run.end(30)
+        ours = "SELECT 1 FROM pg_stat_activity WHERE datname = %s AND application_name LIKE 'alembic-entry%%'"
+        wait_until(lambda: not database.server.query(ours, database.name), what="no session of ours is left")
+        assert result.code == (1 if rows(database) else 75), result.stderr
+
+
+def lose_the_lock(database: Database) -> None:
+    database.query(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND application_name LIKE 'alembic-entrypoint locking%%'"
+    )
 
 
 def wait_for_sleep(run: Running, database: Database) -> None:

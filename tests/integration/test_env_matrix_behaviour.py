@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from env_forms import assert_migrated, async_env_py, env_py, ini_with, migrate, recorded, tables, tree_in
+from env_forms import assert_migrated, async_env_py, env_on, env_py, ini_with, migrate, recorded, tables, tree_in
 
 from commands import entrypoint, environment, started
 from servers import Database, is_running, wait_until
@@ -313,13 +313,31 @@ def test_an_env_py_that_never_ends_is_ended_by_sigterm_within_two_seconds(
     wait_until(lambda: not is_running(int((tmp_path / "pid").read_text())), what="the worker is gone")
 
 
-def test_an_env_py_that_never_ends_is_ended_after_a_while(tmp_path: Path, database: Database) -> None:
-    tree_in(tmp_path, env_py(above="import time\ntime.sleep(3600)"))
+#: At the first run of env.py, which looks; and at the second, which would migrate.
+WHEN_ASLEEP = ["", pytest.param("if not os.path.exists('looked'): open('looked', 'w')\nelse: ", marks=pytest.mark.wide)]
+
+
+@pytest.mark.parametrize("when", WHEN_ASLEEP)
+def test_an_env_py_that_never_ends_is_ended_after_a_while(tmp_path: Path, database: Database, when: str) -> None:
+    tree_in(tmp_path, env_py(above=f"import time\n{when}time.sleep(3600)"))
     result = entrypoint(
-        "migrate", cwd=tmp_path, env={"DATABASE_URL": database.url, "ALEMBIC_ENTRYPOINT_WAIT_TIMEOUT": "1"}, timeout=40
+        "migrate", cwd=tmp_path, env={"DATABASE_URL": database.url, "ALEMBIC_ENTRYPOINT_WAIT_TIMEOUT": "1"}, timeout=60
     )
     assert result.code == 78
     assert "did not come to its migrations within 10 s" in result.message
+    assert database.query("SELECT 1 FROM pg_locks WHERE locktype = 'advisory'") == []
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_a_daemon_that_keeps_the_connection_does_not_keep_the_next_migrator_waiting(
+    tmp_path: Path, database: Database, driver: str
+) -> None:
+    tree = tree_in(tmp_path, env_on(driver).replace(", poolclass=pool.NullPool", ""))
+    tree.add("r3", "os.fork() or (os.setsid(), time.sleep(60), os._exit(0))", down="r2", head="import os, time")
+    assert migrate(tree, database).code == 0
+    tree.add("r4", down="r3")
+    result = migrate(tree, database, ALEMBIC_ENTRYPOINT_LOCK_WAIT="2")
+    assert (result.code, recorded(database)) == (0, ["r4"]), result.stderr
 
 
 def test_a_worker_does_not_outlive_a_parent_that_was_killed(tmp_path: Path, database: Database) -> None:

@@ -257,6 +257,14 @@ def test_an_unlock_that_freed_nothing_is_noticed(database: Database) -> None:
         taken.__exit__(None, None, None)
 
 
+def test_a_session_that_goes_when_the_work_is_done_loses_nothing(database: Database) -> None:
+    with lock.locked(parse(database.url), 0.0, 5.0, "alembic-entrypoint locking", lambda _: False) as held:
+        assert held is not None
+        pid = held.connection.info.backend_pid
+        database.query("SELECT pg_terminate_backend(%s)", pid)
+        wait_until(lambda: not database.query("SELECT 1 FROM pg_stat_activity WHERE pid = %s", pid))
+
+
 def test_what_waits_for_the_end_of_a_statement_holds_up_no_other_thread(database: Database) -> None:
     """One of them is the timer of a signal: libpq, left to wait, would keep it from running [R11]."""
     with lock.locked(parse(database.url), 0.0, 5.0, "alembic-entrypoint locking", lambda _: False) as held:
