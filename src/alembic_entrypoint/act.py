@@ -139,7 +139,7 @@ def _worker(order: Request, settings: Settings, idle: Worker | None) -> Iterator
             yield worker
     else:
         try:
-            idle.order(order)
+            idle.order(dataclasses.replace(order, is_known=idle.graph is not None))
             yield idle
         finally:
             idle.end()
@@ -216,7 +216,7 @@ def _hear(message: Message, worker: Worker, progress: Progress, lock: Lock, sett
     """React to one thing that the worker says."""
     said = message["said"]
     if said == "observed":
-        progress.facts, progress.decision = keeper.decide(facts_of(message, settings))
+        progress.facts, progress.decision = keeper.decide(facts_of(message, settings, worker.graph))
         if progress.decision.action is Action.UPGRADE:
             keep_before(lock, settings, progress.facts, progress)
             progress.book = keeper.begin(progress.facts, progress.decision)

@@ -57,6 +57,11 @@ class Graph:
         """Map every revision that a squash replaced to the migration that replaces it."""
         return {old: each for each in self.migrations for old in each.replaces}
 
+    @cached_property
+    def faults(self) -> tuple[str, ...]:
+        """Everything that is wrong with the migrations, whatever the database, a sentence each."""
+        return tuple(_faults(self))
+
     def ancestors(self, revisions: Iterable[str]) -> frozenset[str]:
         """Collect everything beneath these revisions, and themselves."""
         found: set[str] = set()
@@ -197,13 +202,13 @@ class Facts:
     @cached_property
     def faults(self) -> tuple[str, ...]:
         """Everything that is wrong with the migrations themselves, a sentence each."""
-        return self.unloadable + tuple(_faults(self.graph, self.version_table.width))
+        return self.unloadable + self.graph.faults + tuple(_too_long(self.graph, self.version_table.width))
 
 
-def _faults(graph: Graph, width: int | None) -> Iterable[str]:
+def _faults(graph: Graph) -> Iterable[str]:
     if not graph.migrations:
         yield "there are no migrations in the version locations"
-    yield from _faults_of_names(graph, width)
+    yield from _faults_of_names(graph)
     known = graph.known
     for each in graph.migrations:
         for parent in each.beneath:
@@ -214,7 +219,7 @@ def _faults(graph: Graph, width: int | None) -> Iterable[str]:
     yield from _faults_of_replaces(graph)
 
 
-def _faults_of_names(graph: Graph, width: int | None) -> Iterable[str]:
+def _faults_of_names(graph: Graph) -> Iterable[str]:
     files: dict[str, list[str]] = {}
     for each in graph.migrations:
         files.setdefault(each.revision, []).append(each.path)
@@ -223,9 +228,13 @@ def _faults_of_names(graph: Graph, width: int | None) -> Iterable[str]:
             yield f"revision {revision} is in {len(paths)} files, of which Alembic runs one: {', '.join(sorted(paths))}"
         if revision in RESERVED:
             yield f"revision {revision!r} ({paths[0]}) is a word that Alembic has a meaning for"
-        if width is not None and len(revision) > width:
+
+
+def _too_long(graph: Graph, width: int | None) -> Iterable[str]:
+    for each in graph.migrations:
+        if width is not None and len(each.revision) > width:
             yield (
-                f"revision {revision} ({paths[0]}) has {len(revision)} letters, "
+                f"revision {each.revision} ({each.path}) has {len(each.revision)} letters, "
                 f"and the version table holds {width}: it would fail after it has run"
             )
 

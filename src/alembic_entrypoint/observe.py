@@ -192,6 +192,7 @@ def look(order: Request, settings: Settings, target: Target, check: Callable[[],
         if not worker.is_idle:
             return Seen(facts, reached)
         stack.pop_all()
+        worker.graph = None if observed["moved"] else facts.graph
         return Seen(facts, reached, worker)
 
 
@@ -294,9 +295,12 @@ def graph_of(message: Message) -> Graph:
     )
 
 
-def facts_of(observed: Message, settings: Settings) -> Facts:
-    """Build the facts from what the worker said. Raises Misconfigured where the target means nothing."""
-    graph = graph_of(observed)
+def facts_of(observed: Message, settings: Settings, known: Graph | None = None) -> Facts:
+    """Build the facts from what the worker said, with the migrations that are `known` where it does not repeat them.
+
+    Raises Misconfigured where the target means nothing.
+    """
+    graph = known if known is not None and observed["migrations"] is None else graph_of(observed)
     return Facts(
         graph=graph,
         unloadable=tuple(observed["unloadable"]),

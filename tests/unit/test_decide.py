@@ -307,9 +307,9 @@ def test_the_message_of_broken_names_every_fault() -> None:
         "BROKEN: the migrations in this image cannot be used:\n"
         "  - versions/4.py does not load: SyntaxError: invalid syntax\n"
         "  - revision 'base' (versions/1.py) is a word that Alembic has a meaning for\n"
+        "  - b (versions/2.py) follows gone, which no file has\n"
         f"  - revision {'x' * 33} (versions/3.py) has 33 letters, and the version table holds 32: it would fail after "
         "it has run\n"
-        "  - b (versions/2.py) follows gone, which no file has\n"
         "Alembic may report success and have run only a part of them.\n"
         "Mend the files and build the image again; `alembic-entrypoint plan` checks them before it is deployed."
     )

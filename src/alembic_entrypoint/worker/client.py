@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from alembic_entrypoint.errors import Misconfigured
+from alembic_entrypoint.facts import Graph
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.worker.messages import Lines, Message, Request, decode, write
 
@@ -44,6 +45,8 @@ class Worker:
         self._level: str | None = None
         #: whether it waits for another order, having looked
         self.is_idle = False
+        #: the migrations, where it has told them once and will not again
+        self.graph: Graph | None = None
         self._said: str | None = None
         self.exit_status: int | None = None
         self.last_output: list[str] = []

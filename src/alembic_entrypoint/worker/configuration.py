@@ -58,20 +58,24 @@ def configured(config: Config) -> tuple[Place | None, str]:
     return place, str(place)
 
 
-def set_url(config: Config, request: Request) -> None:
-    """Point `sqlalchemy.url` to the target, with the driver that stood there, else the one in the target's URL."""
+def set_url(config: Config, request: Request) -> str:
+    """Point `sqlalchemy.url` to the target, with the driver that stood there, else the one in the target's URL.
+
+    Gives the driver's name.
+    """
     from sqlalchemy.engine import URL
 
     try:
         there = parse(config.get_main_option("sqlalchemy.url") or "")
         driver = there.driver or request.driver
-    except (NotAnAddress, Exception):
+    except Exception:  # NotAnAddress, or an interpolation that env.py would mend
         driver = request.driver
+    driver = driver or _installed_driver()
     target = dict(request.parameters or {})
     place = Place(tuple(target.get("host", "localhost").split(",")), tuple(target.get("port", "5432").split(",")), "")
     single = len(place.hosts) == 1 and not place.hosts[0].startswith("/")
     url = URL.create(
-        f"postgresql+{driver or _installed_driver()}",
+        f"postgresql+{driver}",
         username=target.get("user"),
         password=target.get("password"),
         host=place.hosts[0] if single else None,
@@ -80,9 +84,14 @@ def set_url(config: Config, request: Request) -> None:
         query={} if single else {"host": target.get("host", ""), "port": target.get("port", "5432")},
     )
     config.set_main_option("sqlalchemy.url", url.render_as_string(hide_password=False).replace("%", "%%"))
+    return driver
+
+
+#: Those whose connections are watched, the one to take first.
+DRIVERS = ("psycopg", "psycopg2", "asyncpg")
 
 
 def _installed_driver() -> str:
     from importlib.util import find_spec
 
-    return next((name for name in ("psycopg", "psycopg2", "asyncpg") if find_spec(name)), "psycopg")
+    return next((name for name in DRIVERS if find_spec(name)), DRIVERS[0])

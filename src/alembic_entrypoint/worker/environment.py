@@ -11,7 +11,8 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from typing import Any
 
 from alembic.runtime.environment import EnvironmentContext
@@ -20,7 +21,7 @@ from alembic.script.revision import RevisionMap
 from sqlalchemy import text
 
 from alembic_entrypoint.bytecode import remove_stale
-from alembic_entrypoint.worker.configuration import configured, read_configuration, set_url
+from alembic_entrypoint.worker.configuration import DRIVERS, configured, read_configuration, set_url
 from alembic_entrypoint.worker.connections import Made, Policy
 from alembic_entrypoint.worker.failures import Unusable
 from alembic_entrypoint.worker.messages import Message, Request
@@ -40,8 +41,9 @@ class Environment:
         self.config = read_configuration(request)
         self.variables = watch_variables()
         self.configured_place, self.configured_url = configured(self.config)
+        self._driver = request.driver
         if request.is_given and request.parameters is not None:
-            set_url(self.config, request)
+            self._driver = set_url(self.config, request)
         try:
             self.script = ScriptDirectory.from_config(self.config)
         except Exception as error:
@@ -90,6 +92,12 @@ class Environment:
             return ()
         labels = {label: each.revision for each in self.scripts for label in each._orig_branch_labels}
         return [labels.get(each, each) for each in _words(dependencies)]
+
+    def import_driver(self) -> None:
+        """Import what `env.py` will most likely connect with, while the look is under way on another core."""
+        with suppress(Exception):
+            if self._driver in DRIVERS:
+                import_module(self._driver)
 
     def target_revisions(self) -> list[str]:
         """Resolve `<branch>@head` as Alembic does. Raises Unusable."""

@@ -100,6 +100,7 @@ def _looked_in_a_fork(
         except BaseException as error:
             parent.tell("failed", **_failure(error, work), places=_places(policy))
         _end()
+    environment.import_driver()
     _, status = os.waitpid(child, 0)
     if status:
         code = os.waitstatus_to_exitcode(status)
@@ -252,7 +253,8 @@ def _seen(environment: Any, seen: Message) -> Message:
     return {
         **seen,
         "inputs": environment.inputs(seen["version_table"]["schema"]),
-        "migrations": environment.migrations(),
+        "migrations": environment.migrations() if environment.moved or not environment.request.is_known else None,
+        "moved": environment.moved,
         "unloadable": environment.unloadable,
         "target_revisions": environment.target_revisions() if "@" in environment.request.target else None,
         "place": _place(made.place) if made else None,

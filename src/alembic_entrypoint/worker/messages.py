@@ -88,6 +88,8 @@ class Request:
     connect_timeout: float = 60.0
     #: whether another order may follow: then env.py is run in a fork, and what was imported is kept for the next
     stays: bool = False
+    #: whether the parent has the migrations already, as this worker told them after it had looked
+    is_known: bool = False
     #: whether stale bytecode in the migrations' folders is removed before they are loaded
     is_cleaning: bool = False
     #: what to go down to, instead of up to the target
