@@ -44,7 +44,7 @@ def replayed(
             shown=tuple(shown),
         )
         server = stack.enter_context(scratch_server(settings, seen.target.address, connection))
-        return replay(settings, seen.target, server, wanted, connection)
+        return replay(settings, seen.target, server, wanted, seen.facts, connection)
 
 
 def recorded(visits: Iterable[Visited]) -> list[tuple[str, ...]]:

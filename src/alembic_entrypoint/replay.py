@@ -14,8 +14,10 @@ from psycopg import sql
 from alembic_entrypoint.address import Address
 from alembic_entrypoint.comparison import Visited
 from alembic_entrypoint.errors import TryAgain
+from alembic_entrypoint.facts import Facts
 from alembic_entrypoint.lock import hold
 from alembic_entrypoint.logs import log
+from alembic_entrypoint.naming import misled, searched
 from alembic_entrypoint.observe import request
 from alembic_entrypoint.postgres.scratch import ScratchServer
 from alembic_entrypoint.postgres.session import ALIVE
@@ -34,6 +36,8 @@ TOLD_AGAIN = 5.0
 #: Kinds of failure that say something of the migrations, and SQLSTATEs that do not.
 _LASTING = ("confined", "error", "exit", "import", "unusable")
 _PASSING = ("08", "53", "57", "58")
+#: A name means something else in scratch than on the target: no migration's failure.
+_MISLED = "misled"
 _UNDEFINED = ("3F000", "42704", "42883", "42P01")
 _DUPLICATE = ("42P06", "42710")
 
@@ -50,6 +54,8 @@ class NotReplayed(Exception):
         self.is_confined = failure["kind"] == "confined"
         if self.is_confined:
             super().__init__(f"{who} cannot be replayed: it {failure['error']}. It was ended before it did so.")
+        elif failure["kind"] == _MISLED:
+            super().__init__(f"{failure['error']}.")
         else:
             super().__init__(f"{who} failed in a replay, on an empty database: {failure['error']}")
 
@@ -82,16 +88,19 @@ def replay(
     target: Target,
     server: ScratchServer,
     wanted: Replay,
+    facts: Facts,
     connection: psycopg.Connection[Any],
     tick: Callable[[], None] = lambda: None,
 ) -> tuple[Visited, ...]:
     """Replay once, in a scratch database of its own; `connection` leads to the target, and reads only.
 
-    Schemas and extensions which an administrator has made on the target are made in scratch when a migration lacks
-    them, and the replay starts again: each time with something that was not tried, so that it comes to an end.
-    `tick` is called twice a second. Raises NotReplayed, and what `server` raises.
+    Schemas on the search path are made in scratch first: without them no migration would fail, and its tables would be
+    elsewhere. Other schemas, and extensions, which an administrator has made on the target are made when a migration
+    lacks them, and the replay starts again, as it does without those that a migration makes itself: each time with
+    something that was not tried, so that it comes to an end. `tick` is called twice a second. Raises NotReplayed, and
+    what `server` raises.
     """
-    made: set[Name] = set()
+    made = set(searched(facts))
     tried: set[Name] = set()
     while True:
         names: set[Name] = set()
@@ -105,9 +114,11 @@ def replay(
                     else:
                         names = (names | {*each.added}) - {*each.removed}
                         visits.append(each)
+                if reason := misled(visits, facts, _on_target(connection)):
+                    raise NotReplayed({"kind": _MISLED, "error": reason})
                 return tuple(visits)
             except NotReplayed as error:
-                change = _lacking(error, _on_target(connection), names, made, tried)
+                change = _lacking(error, _on_target(connection), names, made, tried, facts)
                 if not change:
                     raise
                 made ^= change
@@ -116,9 +127,12 @@ def replay(
 
 
 def _lacking(
-    error: NotReplayed, there: frozenset[Name], names: set[Name], made: set[Name], tried: set[Name]
+    error: NotReplayed, there: frozenset[Name], names: set[Name], made: set[Name], tried: set[Name], facts: Facts
 ) -> set[Name]:
     """Find what to make before the next try, or to make no more, as the migrations make it themselves."""
+    if error.failure["kind"] == _MISLED:
+        on_path = {Name("schema", each, "") for each in facts.search_path}
+        return (on_path & there) - names - made - tried
     sqlstate, text = error.failure.get("sqlstate"), str(error.failure["error"])
     if sqlstate in _DUPLICATE:
         return {each for each in made if f'"{each.name or each.schema}"' in text}

@@ -74,8 +74,8 @@ class Replaying:
         step.migration_fn = watched
         return step
 
-    def visit(self, context: Any, recorded: Iterable[str]) -> None:
-        """Tell what is recorded and what is there now: after a migration, or before the first."""
+    def visit(self, context: Any, recorded: Iterable[str], seen: Message | None = None) -> None:
+        """Tell what is recorded and what is there now: after a migration, or before the first with what was `seen`."""
         connection, migration = context.connection, self._work.migration or {}
         recorded = tuple(sorted(recorded))
         executed = migration.get("executed", True)
@@ -101,6 +101,8 @@ class Replaying:
             of=migration.get("of", 0),
             added=added,
             removed=removed,
+            search_path=seen["search_path"] if seen else (),
+            version_schema=seen["version_table"]["resolved_schema"] if seen else None,
             **told,
         )
 
@@ -243,13 +245,14 @@ def run(request: Request, parent: Any, policy: Policy, work: Any, environment: A
         if recorded:
             raise Unusable(f"env.py records {', '.join(recorded)} in an empty database before it migrates")
         context._ensure_version_table()
-        table = look(context, ())["version_table"]
+        seen = look(context, ())
+        table = seen["version_table"]
         replaying.leave_out(table["resolved_schema"], table["name"])
         asked = replaying.asked
         steps: list[Any] = environment.script._upgrade_revs(asked.revisions, ()) if asked.revisions else []
         if asked.order:
             steps.sort(key=lambda step: asked.order.index(step.revision.revision))
-        replaying.visit(context, ())
+        replaying.visit(context, (), seen)
 
         def applied(*, ctx: Any, heads: Any, **_: Any) -> None:
             replaying.visit(ctx, heads)
