@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -185,7 +186,7 @@ def _visits(
         lock = hold(connection)
         if lock is None:
             raise TryAgain("The scratch database is locked by somebody else. Nothing was changed.")
-        order = _order(settings, target, scratch, wanted, lock.token)
+        order = _order(settings, target, scratch, wanted, lock.token, _variables(connection, scratch))
         progress = _Progress(tick)
         with Worker(order, settings.python) as worker:
             is_done = False
@@ -203,9 +204,31 @@ def _visits(
                 raise NotReplayed(_died(worker, progress))
 
 
-def _order(settings: Settings, target: Target, scratch: Address, wanted: Replay, token: int) -> Request:
+def _variables(connection: psycopg.Connection[Any], scratch: Address) -> dict[str, str | None]:
+    """Say with libpq's own variables how our session in scratch is logged in; what none is needed for is unset."""
+    others = ("application_name", "client_encoding", "connect_timeout", "servicefile")
+    found: dict[str, str | None] = {}
+    for each in connection.pgconn.info:
+        name, keyword = (each.envvar or b"").decode(), each.keyword.decode()
+        if not name or keyword in others:
+            continue
+        # A service would have the last word, and an address that we have looked up is not for other hosts.
+        is_looked_up = keyword == "hostaddr" and not {keyword, name} & {*scratch.parameters, *os.environ}
+        is_left_out = keyword == "service" or is_looked_up
+        found[name] = None if is_left_out or not each.val or each.val == each.compiled else os.fsdecode(each.val)
+    return found
+
+
+def _order(
+    settings: Settings,
+    target: Target,
+    scratch: Address,
+    wanted: Replay,
+    token: int,
+    variables: dict[str, str | None],
+) -> Request:
     session = {**ALIVE, "application_name": "alembic-entrypoint replaying"}
-    order = request("replay", settings, target, token=token, session=session, replay=wanted)
+    order = request("replay", settings, target, token=token, session=session, replay=wanted, variables=variables)
     places = tuple(dict.fromkeys([*target.places, place_from_here(scratch)]))
     return dataclasses.replace(order, places=places, parameters=dict(scratch.parameters))
 
