@@ -302,6 +302,48 @@ def test_what_leaves_the_process_is_ended_before_it_acts(
     assert listener.came == 0
 
 
+TALKS = """
+import asyncio, os, socket, asyncpg
+async def talk():
+    socket.socketpair()[0].sendmsg([b"x", b"y"])  # as `writelines` of asyncio does from Python 3.12 on
+    raw = await asyncpg.connect(os.environ["DATABASE_URL"])
+    await raw.executemany("INSERT INTO made VALUES ($1)", [(1,), (2,)])
+    await raw.close()
+"""
+ASYNCPG = """
+    from sqlalchemy.ext.asyncio import create_async_engine
+    engine = create_async_engine(config.get_main_option("sqlalchemy.url").replace("+psycopg:", "+asyncpg:"))
+
+    def migrate(connection):
+        context.configure(connection=connection, transaction_per_migration=True)
+        with context.begin_transaction():
+            context.run_migrations()
+
+    async def migrate_async():
+        async with engine.connect() as connection:
+            await connection.run_sync(migrate)
+
+    import asyncio
+    asyncio.run(migrate_async())
+    return
+"""
+
+
+def test_what_goes_through_a_connection_that_was_looked_at_is_not_ended(
+    tmp_path: Path, target: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = project(tmp_path, env=ENV.replace("run_online():\n", f"run_online():{ASYNCPG}"))
+    made.add("a1", "op.execute('CREATE TABLE made (id int)')")
+    rows = "op.bulk_insert(sa.table('made', sa.column('id', sa.Integer)), [{'id': 1}, {'id': 2}])"
+    made.add("b2", rows, down="a1")
+    thread = (
+        "import threading; other = threading.Thread(target=lambda: asyncio.run(talk())); other.start(); other.join()"
+    )
+    made.add("c3", thread, down="b2", head=TALKS)
+    with unchanged(target):
+        assert recorded(replayed(made, target, monkeypatch)) == [(), ("a1",), ("b2",), ("c3",)]
+
+
 def test_an_env_that_calls_psql_is_ended_before_it_does(
     tmp_path: Path, target: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

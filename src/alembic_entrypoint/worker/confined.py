@@ -53,8 +53,10 @@ def confine(policy: Policy, end: End, executed: Callable[[], None]) -> None:
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         if event in _PROGRAMS:
             end(f"{_PROGRAMS[event]}{_program(arguments)}")
-        elif event in _SOCKETS and not watched.is_connecting():
-            end(f"opens a network connection to {arguments[1]}")
+        elif event in _SOCKETS:
+            # Without an address it goes where the socket was connected to, of which there was an event.
+            if arguments[1] is not None and not watched.is_connecting():
+                end(f"opens a network connection to {arguments[1]}")
         elif event == "ctypes.dlsym":
             if _C_FUNCTIONS.fullmatch(str(arguments[1])):
                 end(f"calls {arguments[1]}() of C")
