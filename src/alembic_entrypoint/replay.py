@@ -36,7 +36,9 @@ from alembic_entrypoint.worker.messages import Message, Replay, Request
 TOLD_AGAIN = 5.0
 #: Kinds of failure that say something of the migrations, and SQLSTATEs that do not.
 _LASTING = ("confined", "error", "exit", "import", "unusable")
-_PASSING = ("08", "53", "57", "58")
+_PASSING = ("08", "53", "57", "58000", "58030")
+#: What the server has not, such as an extension (58P01 before 15), and may be given.
+_LACKING = ("0A000", "58P01")
 #: A name means something else in scratch than on the target: no migration's failure.
 _MISLED = "misled"
 _UNDEFINED = ("3F000", "42704", "42883", "42P01")
@@ -58,7 +60,12 @@ class NotReplayed(Exception):
         elif failure["kind"] == _MISLED:
             super().__init__(f"{failure['error']}.")
         else:
-            super().__init__(f"{who} failed in a replay, on an empty database: {failure['error']}")
+            unmade = failure.get("unmade") or []
+            super().__init__(
+                f"{who} failed in a replay, on an empty database: {failure['error']}"
+                + "".join(f"\nThe target has the {each}." for each in unmade)
+                + ("\nInstall that there, or set ALEMBIC_ENTRYPOINT_SCRATCH to where it is." if unmade else "")
+            )
 
     @property
     def may_pass(self) -> bool:
@@ -68,7 +75,8 @@ class NotReplayed(Exception):
     @property
     def is_lasting(self) -> bool:
         """Tell whether the next replay would end in the same way."""
-        return self.failure["kind"] in _LASTING and not self.may_pass
+        may_be_given = self.failure.get("sqlstate") in _LACKING or self.failure.get("unmade")
+        return self.failure["kind"] in _LASTING and not self.may_pass and not may_be_given
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,7 @@ def replay(
         names: set[Name] = set()
         visits: list[Visited] = []
         with server.database() as address:
-            _administer(address, settings, connection, made)
+            unmade = _administer(address, settings, connection, made)
             try:
                 for each in _visits(settings, target, address, wanted, tick):
                     if isinstance(each, Nearest):
@@ -121,7 +129,7 @@ def replay(
             except NotReplayed as error:
                 change = _lacking(error, _on_target(connection), names, made, tried, facts)
                 if not change:
-                    raise
+                    raise NotReplayed({**error.failure, "unmade": unmade}) from None
                 made ^= change
                 tried |= change
                 log("schema.proving", note="it starts again", made=sorted(each.name or each.schema for each in made))
@@ -153,10 +161,13 @@ def _on_target(connection: psycopg.Connection[Any]) -> frozenset[Name]:
     return frozenset(each for each in names if each.kind in ("schema", "extension"))
 
 
-def _administer(address: Address, settings: Settings, connection: psycopg.Connection[Any], made: set[Name]) -> None:
-    """Make what an administrator has made on the target; without the right, the migrations fail as they would."""
+def _administer(
+    address: Address, settings: Settings, connection: psycopg.Connection[Any], made: set[Name]
+) -> list[str]:
+    """Make what an administrator has made on the target; say what cannot be made, for the migrations to fail of."""
+    unmade: list[str] = []
     if not made:
-        return
+        return unmade
     homes = dict(
         connection.execute(
             "SELECT e.extname, n.nspname FROM pg_catalog.pg_extension AS e "
@@ -174,8 +185,9 @@ def _administer(address: Address, settings: Settings, connection: psycopg.Connec
                 for statement in statements:
                     scratch.execute(statement)
             except psycopg.Error as error:
-                note = f"{each.kind} {each.name or each.schema} of the target cannot be made in scratch"
-                log("schema.proving", level="warning", note=note, reason=str(error).strip())
+                reason = error.diag.message_primary or str(error)
+                unmade.append(f"{each.kind} {each.name or each.schema}, which cannot be made in scratch: {reason}")
+    return unmade
 
 
 def _visits(
