@@ -90,7 +90,8 @@ class Bench:
         with ExitStack() as stack:
             connection = stack.enter_context(psycopg.connect(self._server.url_for("live"), autocommit=True))
             server = stack.enter_context(scratch_server(self.settings, self.seen.target.address, connection))
-            replay(self.settings, self.seen.target, server, Replay(self.seen.facts.graph.heads), connection)
+            facts = self.seen.facts
+            replay(self.settings, self.seen.target, server, Replay(facts.graph.heads), facts, connection)
 
     def prove(self, known: Mapping[str, Any] | None = None) -> Proof:
         with psycopg.connect(self._server.url_for("live"), autocommit=True) as connection:

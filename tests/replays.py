@@ -27,10 +27,11 @@ def replayed(
     order: Iterable[str] = (),
     shown: Iterable[tuple[str, ...]] = (),
     url: str | None = None,
+    scratch: str = "auto",
 ) -> tuple[Visited, ...]:
     """Replay a project's migrations for a database."""
     monkeypatch.chdir(made.folder)
-    settings = Settings(database_url=parse(url or database.url), wait_timeout=10)
+    settings = Settings(database_url=parse(url or database.url), wait_timeout=10, scratch=scratch)
     seen = observe(settings, find_target(settings))
     with ExitStack() as stack:
         connection = stack.enter_context(database.connect())
@@ -44,7 +45,7 @@ def replayed(
             shown=tuple(shown),
         )
         server = stack.enter_context(scratch_server(settings, seen.target.address, connection))
-        return replay(settings, seen.target, server, wanted, connection)
+        return replay(settings, seen.target, server, wanted, seen.facts, connection)
 
 
 def recorded(visits: Iterable[Visited]) -> list[tuple[str, ...]]:

@@ -182,6 +182,13 @@ def parse(text: str) -> Address:
     return Address(parameters, driver or None, spelled_password)
 
 
+def query_of(text: str) -> list[tuple[str, str]]:
+    """Give what a URL's query says, as it stands there. Raises NotAnAddress."""
+    parse(text)
+    query = _split_user(text.strip().partition("://")[2])[1]["query"]
+    return parse_qsl((query or "").replace("+", "%2B"), keep_blank_values=True)
+
+
 def _split_user(rest: str) -> tuple[str, re.Match[str]]:
     """Split after the first `@` behind which everything reads as hosts, database and query."""
     ends = [-1, *(i for i, letter in enumerate(rest) if letter == "@")]

@@ -52,6 +52,9 @@ class Visited:
     #: how many facts are unlike the live ones, where the names are the same
     unlike: int | None = None
     snapshot: Snapshot | None = field(default=None, compare=False)
+    #: before the first migration: in which schemas a name without one is looked up, and which has the version table
+    search_path: tuple[str, ...] = ()
+    version_schema: str | None = None
 
     def document(self) -> dict[str, Any]:
         """Write it as JSON can hold it."""
@@ -65,6 +68,8 @@ class Visited:
             "rows": self.rows,
             "unlike": self.unlike,
             "snapshot": None if self.snapshot is None else reading.encoded(self.snapshot),
+            "search_path": self.search_path,
+            "version_schema": self.version_schema,
         }
 
     @classmethod
@@ -81,6 +86,8 @@ class Visited:
             rows=None if rows is None else tuple((each[0], each[1]) for each in rows),
             unlike=document["unlike"],
             snapshot=None if snapshot is None else reading.decoded(snapshot),
+            search_path=tuple(document["search_path"]),
+            version_schema=document["version_schema"],
         )
 
 

@@ -169,6 +169,8 @@ class Facts:
     target_revisions: tuple[str, ...] = ()
     recorded: tuple[str, ...] = ()
     version_table: VersionTable = field(default_factory=VersionTable)
+    #: the schemas, of those that are there, in which the connection of `env.py` looks up a name without one
+    search_path: tuple[str, ...] = ()
     #: `schema.name` of every table that counts (design: not those of extensions, of the ledger, or ignored)
     tables: tuple[str, ...] = ()
     ledger: Ledger = field(default_factory=Ledger)

@@ -15,14 +15,15 @@ from psycopg.pq import ConnStatus, TransactionStatus
 
 from alembic_entrypoint.fingerprint import Fingerprint, environment, fingerprint
 from alembic_entrypoint.logs import log
-from alembic_entrypoint.postgres.versions import IDENTITY, LAYOUT_VERSION, stamped, version_rows
+from alembic_entrypoint.postgres.versions import IDENTITY, LAYOUT_VERSION, SEARCH_PATH, stamped, version_rows
 from alembic_entrypoint.settings import Settings
 
 #: One text, one round trip, and no setting left behind; a ledger that somebody has locked is not waited for.
 _QUESTION = (
     "BEGIN READ ONLY; SET LOCAL lock_timeout = '300ms'; SET LOCAL statement_timeout = '2s'; "
     "SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery(), s.schema, s.name, s.recorded, s.heads, "
-    "s.variables, s.environment, s.is_fixed, s.search_path = pg_catalog.current_setting('search_path') "
+    "s.variables, s.environment, s.is_fixed, "
+    f"s.search_path = {SEARCH_PATH} "
     "FROM alembic_entrypoint.start AS s JOIN alembic_entrypoint.layout AS l ON l.version = {layout} "
     f"WHERE s.database = {IDENTITY} AND s.role = session_user AND s.fingerprint = '{{word}}'"
 )

@@ -98,7 +98,8 @@ class Keeper:
         image = self._image
         if image is None or not all(map(image.covers, facts.inputs.folders)):
             return None
-        return f"{image.word} {environment([ALL])} {facts.version_table} {search_path(self._lock.connection)}"
+        path = f"{search_path(self._lock.connection)} {facts.search_path}"
+        return f"{image.word} {environment([ALL])} {facts.version_table} {path}"
 
     @property
     def _major(self) -> int:

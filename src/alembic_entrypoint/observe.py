@@ -308,6 +308,7 @@ def facts_of(observed: Message, settings: Settings, known: Graph | None = None) 
         target_revisions=_target_revisions(settings.target, graph, observed),
         recorded=tuple(sorted(observed["recorded"])),
         version_table=VersionTable(**observed["version_table"]),
+        search_path=tuple(observed["search_path"]),
         tables=tuple(each for each in observed["tables"] if not is_ignored(each, settings.ignore)),
         inputs=_inputs(observed["inputs"]),
     )

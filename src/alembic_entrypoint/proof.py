@@ -22,6 +22,7 @@ from alembic_entrypoint.comparison import Answer, Live, Outcome, Replayed, State
 from alembic_entrypoint.errors import Denied, TryAgain
 from alembic_entrypoint.facts import Facts
 from alembic_entrypoint.logs import log
+from alembic_entrypoint.naming import doubt_of_base
 from alembic_entrypoint.postgres.scratch import ELSEWHERE, ScratchServer, scratch_server
 from alembic_entrypoint.replay import NotReplayed, replay
 from alembic_entrypoint.schema import reading, snapshot
@@ -214,6 +215,8 @@ class _Proving:
         else:
             base = not self.facts.recorded
             answer = judge(replayed, self.live, equal, empty, may_be_base=base, is_whole=way.is_complete)
+        if answer.outcome is Outcome.BASE and (doubt := doubt_of_base(replayed, self.live, self.facts)):
+            return Proof(Outcome.FAILED, failure=f"{doubt}.", document=_document(replayed, None, only))
         proof = Proof(
             answer.outcome,
             answer.candidates,
@@ -250,7 +253,7 @@ class _Proving:
         log("schema.proving", replay=self.replays, revisions=len(self.facts.graph.ancestors(revisions)))
         here = json.dumps(reading.encoded(self.live.snapshot))
         wanted = Replay(revisions, order, tuple(self.live.names), here, self.ignore, tuple(shown))
-        return replay(self.settings, self.target, self._server, wanted, self.connection, self.tick)
+        return replay(self.settings, self.target, self._server, wanted, self.facts, self.connection, self.tick)
 
     def _explained(
         self, proof: Proof, answer: Answer, replayed: Replayed, only: tuple[str, ...] | None

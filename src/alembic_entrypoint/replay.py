@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ from psycopg import sql
 from alembic_entrypoint.address import Address
 from alembic_entrypoint.comparison import Visited
 from alembic_entrypoint.errors import TryAgain
+from alembic_entrypoint.facts import Facts
 from alembic_entrypoint.lock import hold
 from alembic_entrypoint.logs import log
+from alembic_entrypoint.naming import misled, searched
 from alembic_entrypoint.observe import request
 from alembic_entrypoint.postgres.scratch import ScratchServer
 from alembic_entrypoint.postgres.session import ALIVE
@@ -33,7 +36,11 @@ from alembic_entrypoint.worker.messages import Message, Replay, Request
 TOLD_AGAIN = 5.0
 #: Kinds of failure that say something of the migrations, and SQLSTATEs that do not.
 _LASTING = ("confined", "error", "exit", "import", "unusable")
-_PASSING = ("08", "53", "57", "58")
+_PASSING = ("08", "53", "57", "58000", "58030")
+#: What the server has not, such as an extension (58P01 before 15), and may be given.
+_LACKING = ("0A000", "58P01")
+#: A name means something else in scratch than on the target: no migration's failure.
+_MISLED = "misled"
 _UNDEFINED = ("3F000", "42704", "42883", "42P01")
 _DUPLICATE = ("42P06", "42710")
 
@@ -50,8 +57,15 @@ class NotReplayed(Exception):
         self.is_confined = failure["kind"] == "confined"
         if self.is_confined:
             super().__init__(f"{who} cannot be replayed: it {failure['error']}. It was ended before it did so.")
+        elif failure["kind"] == _MISLED:
+            super().__init__(f"{failure['error']}.")
         else:
-            super().__init__(f"{who} failed in a replay, on an empty database: {failure['error']}")
+            unmade = failure.get("unmade") or []
+            super().__init__(
+                f"{who} failed in a replay, on an empty database: {failure['error']}"
+                + "".join(f"\nThe target has the {each}." for each in unmade)
+                + ("\nInstall that there, or set ALEMBIC_ENTRYPOINT_SCRATCH to where it is." if unmade else "")
+            )
 
     @property
     def may_pass(self) -> bool:
@@ -61,7 +75,8 @@ class NotReplayed(Exception):
     @property
     def is_lasting(self) -> bool:
         """Tell whether the next replay would end in the same way."""
-        return self.failure["kind"] in _LASTING and not self.may_pass
+        may_be_given = self.failure.get("sqlstate") in _LACKING or self.failure.get("unmade")
+        return self.failure["kind"] in _LASTING and not self.may_pass and not may_be_given
 
 
 @dataclass(frozen=True)
@@ -82,22 +97,25 @@ def replay(
     target: Target,
     server: ScratchServer,
     wanted: Replay,
+    facts: Facts,
     connection: psycopg.Connection[Any],
     tick: Callable[[], None] = lambda: None,
 ) -> tuple[Visited, ...]:
     """Replay once, in a scratch database of its own; `connection` leads to the target, and reads only.
 
-    Schemas and extensions which an administrator has made on the target are made in scratch when a migration lacks
-    them, and the replay starts again: each time with something that was not tried, so that it comes to an end.
-    `tick` is called twice a second. Raises NotReplayed, and what `server` raises.
+    Schemas on the search path are made in scratch first: without them no migration would fail, and its tables would be
+    elsewhere. Other schemas, and extensions, which an administrator has made on the target are made when a migration
+    lacks them, and the replay starts again, as it does without those that a migration makes itself: each time with
+    something that was not tried, so that it comes to an end. `tick` is called twice a second. Raises NotReplayed, and
+    what `server` raises.
     """
-    made: set[Name] = set()
+    made = set(searched(facts))
     tried: set[Name] = set()
     while True:
         names: set[Name] = set()
         visits: list[Visited] = []
         with server.database() as address:
-            _administer(address, settings, connection, made)
+            unmade = _administer(address, settings, connection, made)
             try:
                 for each in _visits(settings, target, address, wanted, tick):
                     if isinstance(each, Nearest):
@@ -105,20 +123,25 @@ def replay(
                     else:
                         names = (names | {*each.added}) - {*each.removed}
                         visits.append(each)
+                if reason := misled(visits, facts, _on_target(connection)):
+                    raise NotReplayed({"kind": _MISLED, "error": reason})
                 return tuple(visits)
             except NotReplayed as error:
-                change = _lacking(error, _on_target(connection), names, made, tried)
+                change = _lacking(error, _on_target(connection), names, made, tried, facts)
                 if not change:
-                    raise
+                    raise NotReplayed({**error.failure, "unmade": unmade}) from None
                 made ^= change
                 tried |= change
                 log("schema.proving", note="it starts again", made=sorted(each.name or each.schema for each in made))
 
 
 def _lacking(
-    error: NotReplayed, there: frozenset[Name], names: set[Name], made: set[Name], tried: set[Name]
+    error: NotReplayed, there: frozenset[Name], names: set[Name], made: set[Name], tried: set[Name], facts: Facts
 ) -> set[Name]:
     """Find what to make before the next try, or to make no more, as the migrations make it themselves."""
+    if error.failure["kind"] == _MISLED:
+        on_path = {Name("schema", each, "") for each in facts.search_path}
+        return (on_path & there) - names - made - tried
     sqlstate, text = error.failure.get("sqlstate"), str(error.failure["error"])
     if sqlstate in _DUPLICATE:
         return {each for each in made if f'"{each.name or each.schema}"' in text}
@@ -138,10 +161,13 @@ def _on_target(connection: psycopg.Connection[Any]) -> frozenset[Name]:
     return frozenset(each for each in names if each.kind in ("schema", "extension"))
 
 
-def _administer(address: Address, settings: Settings, connection: psycopg.Connection[Any], made: set[Name]) -> None:
-    """Make what an administrator has made on the target; without the right, the migrations fail as they would."""
+def _administer(
+    address: Address, settings: Settings, connection: psycopg.Connection[Any], made: set[Name]
+) -> list[str]:
+    """Make what an administrator has made on the target; say what cannot be made, for the migrations to fail of."""
+    unmade: list[str] = []
     if not made:
-        return
+        return unmade
     homes = dict(
         connection.execute(
             "SELECT e.extname, n.nspname FROM pg_catalog.pg_extension AS e "
@@ -159,8 +185,9 @@ def _administer(address: Address, settings: Settings, connection: psycopg.Connec
                 for statement in statements:
                     scratch.execute(statement)
             except psycopg.Error as error:
-                note = f"{each.kind} {each.name or each.schema} of the target cannot be made in scratch"
-                log("schema.proving", level="warning", note=note, reason=str(error).strip())
+                reason = error.diag.message_primary or str(error)
+                unmade.append(f"{each.kind} {each.name or each.schema}, which cannot be made in scratch: {reason}")
+    return unmade
 
 
 def _visits(
@@ -171,7 +198,7 @@ def _visits(
         lock = hold(connection)
         if lock is None:
             raise TryAgain("The scratch database is locked by somebody else. Nothing was changed.")
-        order = _order(settings, target, scratch, wanted, lock.token)
+        order = _order(settings, target, scratch, wanted, lock.token, _variables(connection, scratch))
         progress = _Progress(tick)
         with Worker(order, settings.python) as worker:
             is_done = False
@@ -189,9 +216,31 @@ def _visits(
                 raise NotReplayed(_died(worker, progress))
 
 
-def _order(settings: Settings, target: Target, scratch: Address, wanted: Replay, token: int) -> Request:
+def _variables(connection: psycopg.Connection[Any], scratch: Address) -> dict[str, str | None]:
+    """Say with libpq's own variables how our session in scratch is logged in; what none is needed for is unset."""
+    others = ("application_name", "client_encoding", "connect_timeout", "servicefile")
+    found: dict[str, str | None] = {}
+    for each in connection.pgconn.info:
+        name, keyword = (each.envvar or b"").decode(), each.keyword.decode()
+        if not name or keyword in others:
+            continue
+        # A service would have the last word, and an address that we have looked up is not for other hosts.
+        is_looked_up = keyword == "hostaddr" and not {keyword, name} & {*scratch.parameters, *os.environ}
+        is_left_out = keyword == "service" or is_looked_up
+        found[name] = None if is_left_out or not each.val or each.val == each.compiled else os.fsdecode(each.val)
+    return found
+
+
+def _order(
+    settings: Settings,
+    target: Target,
+    scratch: Address,
+    wanted: Replay,
+    token: int,
+    variables: dict[str, str | None],
+) -> Request:
     session = {**ALIVE, "application_name": "alembic-entrypoint replaying"}
-    order = request("replay", settings, target, token=token, session=session, replay=wanted)
+    order = request("replay", settings, target, token=token, session=session, replay=wanted, variables=variables)
     places = tuple(dict.fromkeys([*target.places, place_from_here(scratch)]))
     return dataclasses.replace(order, places=places, parameters=dict(scratch.parameters))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import stat
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,7 @@ def test_the_command_that_is_shown_restores_the_schema_and_the_rows_from_before(
     server: Server = request.getfixturevalue(name)
     with fresh_database(server, name='it\'s @ "home"') as database:
         before = schema_of(filled(tree, database))
+        began = datetime.now(timezone.utc)
         result = migrate(tree, database, folder)
         assert result.code == 0, result.stderr
         assert recorded(database) == [("r2",)]
@@ -108,7 +111,10 @@ def test_the_command_that_is_shown_restores_the_schema_and_the_rows_from_before(
         [file] = folder.iterdir()
         assert (str(file), file.stat().st_size) == (written["path"], written["bytes"])
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
-        assert "@r1@" in file.name
+        named = re.fullmatch(r"it%27s%20%40%20%22home%22@r1@(\w+\.\w+)@[0-9a-f]{8}\.dump", file.name)
+        assert named
+        made = datetime.strptime(named[1], "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=timezone.utc)
+        assert began <= made <= datetime.now(timezone.utc)
         events = [each["event"] for each in result.events]
         assert events.index("lock.acquired") < events.index("backup.written") < events.index("migration.started")
         subprocess.run(["sh", "-c", written["restore"]], check=True, env={**os.environ, "PATH": tools(server)})
@@ -181,13 +187,45 @@ def test_only_backups_of_this_database_are_pruned_and_the_newest_stay(
         assert result.code == 0, result.stderr
         made.append(Path(result.named("backup.written")[0]["path"]))
     assert sorted(folder.iterdir()) == sorted([*foreign, *made[1:]])
+    # The clock was set back since.
+    made[-1].rename(re.sub("@2[0-9]{3}", "@2999", str(made[-1])))
+    tree.add("r6", "pass", down="r5")
+    result = migrate(tree, database, folder, ALEMBIC_ENTRYPOINT_BACKUP_KEEP="1")
+    assert sorted(folder.iterdir()) == sorted([*foreign, Path(result.named("backup.written")[0]["path"])])
+
+
+def test_the_name_of_a_file_is_never_too_long(tree: Project, folder: Path, server: Server) -> None:
+    tree.add("r" * 32, "pass", down="r2")
+    tree.add("s3", "pass", down="r" * 32)
+    with fresh_database(server, name="数据库" * 7) as database:
+        first = ("migrate", "--target", "r" * 32)
+        assert entrypoint(*first, cwd=tree.folder, env={"DATABASE_URL": database.url}).code == 0
+        result = migrate(tree, database, folder, ALEMBIC_ENTRYPOINT_BACKUP_KEEP="1")
+        assert result.code == 0, result.message
+        [file] = folder.iterdir()
+        assert f"@{'r' * 32}@" in file.name
+        [written] = result.named("backup.written")
+        assert f"'{'数据库' * 4}数_restored'" in written["restore"]
 
 
 @pytest.mark.extra
-def test_a_platform_whose_disk_does_not_last_is_warned_of(tree: Project, folder: Path, database: Database) -> None:
-    [written] = migrate(tree, database, folder, DYNO="release.1").named("backup.written")
+@pytest.mark.parametrize(
+    ("platform", "variable"), [("Heroku", "DYNO"), ("Fly", "FLY_APP_NAME"), ("Railway", "RAILWAY_ENVIRONMENT")]
+)
+def test_a_platform_whose_disk_does_not_last_is_warned_of(
+    platform: str, variable: str, tree: Project, folder: Path, database: Database
+) -> None:
+    [written] = migrate(tree, database, folder, **{variable: "release.1"}).named("backup.written")
     assert written["level"] == "warning"
-    assert "Heroku throws away what a release command writes" in written["note"]
+    assert f"{platform} throws away what a release command writes" in written["note"]
+
+
+@pytest.mark.extra
+def test_a_pg_dump_in_one_of_the_usual_places_is_found(tree: Project, folder: Path, pg15: Server) -> None:
+    with fresh_database(pg15) as database:
+        result = migrate(tree, database, folder, PATH="/usr/bin:/bin")
+    assert result.code == 0, result.message
+    assert len(list(folder.iterdir())) == 1
 
 
 # --- when it cannot be ---------------------------------------------------------------------------------------------

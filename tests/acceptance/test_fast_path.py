@@ -136,6 +136,7 @@ DATABASE: dict[str, str] = {
     "a version table in another schema": "CREATE SCHEMA app; ALTER TABLE alembic_version SET SCHEMA app",
     "the search path": "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = app, public', "
     "current_database()); END $$; CREATE SCHEMA app",
+    "a schema that comes onto the search path": "CREATE SCHEMA postgres",
     "no ledger": "DROP SCHEMA alembic_entrypoint CASCADE",
     "another layout of the ledger": "UPDATE alembic_entrypoint.layout SET version = 99",
 }

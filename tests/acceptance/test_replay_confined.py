@@ -48,6 +48,11 @@ ENVS = {
     "has a raw driver and PG variables": (
         "import psycopg\nwith psycopg.connect('') as raw: raw.execute('DROP TABLE IF EXISTS kept')"
     ),
+    "has psycopg2's own connection and DATABASE_URL": (
+        "import os, psycopg2.extensions\nraw = psycopg2.extensions.connection(os.environ['DATABASE_URL'])\n"
+        "assert type(raw) is psycopg2.extensions.connection and isinstance(raw, psycopg2.extensions.connection)\n"
+        "raw.cursor().execute('DROP TABLE IF EXISTS kept')\nraw.commit()"
+    ),
     "has asyncpg and DATABASE_URL": (
         "import asyncio, asyncpg, os\nasync def drop():\n"
         "    raw = await asyncpg.connect(os.environ['DATABASE_URL'])\n"
@@ -87,7 +92,9 @@ def few(table: dict[str, str], *quick: str) -> list[Any]:
     return [pytest.param(name, marks=() if name in quick else pytest.mark.extra, id=name) for name in table]
 
 
-@pytest.mark.parametrize("name", few(ENVS, "has a creator", "has asyncpg and DATABASE_URL"))
+@pytest.mark.parametrize(
+    "name", few(ENVS, "has a creator", "has asyncpg and DATABASE_URL", "has psycopg2's own connection and DATABASE_URL")
+)
 def test_every_way_to_the_target_leads_to_scratch(
     name: str, tmp_path: Path, target: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +106,47 @@ def test_every_way_to_the_target_leads_to_scratch(
         made.add("a1", "op.execute('CREATE TABLE made (id int)')")
     with unchanged(target):
         assert recorded(replayed(made, target, monkeypatch)) == [(), ("a1",)]
+
+
+READS = """
+import os
+for name in ("DATABASE_URL", "ALEMBIC_ENTRYPOINT_DATABASE_URL", "APP_DB"):
+    assert os.environ[name].startswith("postgresql+asyncpg://") and "scratch" in os.environ[name], name
+    assert os.environ[name].endswith("?prepared_statement_cache_size=0"), name
+assert "scratch" in open(os.environ["DATABASE_URL_FILE"]).read()
+assert "scratch" in os.environ["PGDATABASE"] and "PGSERVICE" not in os.environ
+assert os.environ["CACHE"] == "redis://127.0.0.1/0" and os.environ["OTHER_DB"] == "postgresql://192.0.2.1/other"
+"""
+
+
+def test_what_reads_the_targets_url_from_the_environment_reads_scratchs(
+    tmp_path: Path, target: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = target.url.replace("postgresql:", "postgresql+asyncpg:") + "?prepared_statement_cache_size=0"
+    (tmp_path / "secret").write_text(f"{target.url}\n")
+    for name in ("DATABASE_URL", "ALEMBIC_ENTRYPOINT_DATABASE_URL", "APP_DB"):
+        monkeypatch.setenv(name, url)
+    (tmp_path / "services").write_text(f"[here]\ndbname={target.name}\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    others = {"CACHE": "redis://127.0.0.1/0", "OTHER_DB": "postgresql://192.0.2.1/other", "PGSERVICE": "here"}
+    for name, value in {**others, "DATABASE_URL_FILE": str(tmp_path / "secret")}.items():
+        monkeypatch.setenv(name, value)
+    made = project(tmp_path)
+    made.add("a1", READS)
+    with unchanged(target):
+        assert recorded(replayed(made, target, monkeypatch)) == [(), ("a1",)]
+
+
+@pytest.mark.parametrize("scratch", ["auto", pytest.param("embedded", marks=pytest.mark.extra)])
+def test_a_target_that_is_named_in_parts_is_still_the_target(
+    scratch: str, tmp_path: Path, target: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The `PG…` variables, which give the rest, mean scratch then."""
+    parts = f"psycopg.connect('dbname={target.name}'); psycopg.connect(host='127.0.0.1'); psycopg.connect('')"
+    made = project(tmp_path)
+    made.add("a1", f"import psycopg; {parts}")
+    with unchanged(target):
+        assert recorded(replayed(made, target, monkeypatch, scratch=scratch)) == [(), ("a1",)]
 
 
 class Listener:
@@ -126,6 +174,7 @@ SQL = {
     "COPY KEPT TO PROGRAM": "COPY kept TO PROGRAM 'touch {marker}'",
     "COPY KEPT TO": "COPY kept TO '{marker}'",
     "PG_TERMINATE_BACKEND": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'",
+    "DELETE FROM PG_DB_ROLE_SETTING": "DELETE FROM pg_db_role_setting",
 }
 PYTHON = {
     "starts a program": "import subprocess; subprocess.run(['touch', {marker!r}])",
@@ -142,6 +191,18 @@ PYTHON = {
     "connects to another database, other at 192.0.2.1": (
         "import psycopg2; psycopg2.connect('host=192.0.2.1 dbname=other connect_timeout=1')"
     ),
+    "connects to another database, other at 192.0.2.2": (
+        "import psycopg2.extensions; psycopg2.extensions.connection('host=192.0.2.2 dbname=other connect_timeout=1')"
+    ),
+    "connects through libpq itself": (
+        "import psycopg; psycopg.pq.PGconn.connect({url!r}.encode()).exec_(b'DROP TABLE kept')"
+    ),
+    "calls libpq itself, PGconn.exec_": (
+        "import os, psycopg; raw = psycopg.connect(os.environ['DATABASE_URL']).pgconn; assert raw.backend_pid; "
+        "raw.exec_(b'ALTER ROLE postgres CONNECTION LIMIT 7')"
+    ),
+    "calls system() of C": "import ctypes; ctypes.CDLL(None).system(b'touch {marker}')",
+    "sends a signal to process": "import os, signal; os.kill(os.getpid(), 0); os.kill(os.getppid(), signal.SIGCONT)",
 }
 
 
@@ -149,6 +210,7 @@ WAYS = {
     "op.execute": "op.execute(statement)",
     "psycopg": "psycopg.connect(url, autocommit=True).cursor(row_factory=psycopg.rows.dict_row).execute(statement)",
     "psycopg2": "psycopg2.connect(url).cursor(cursor_factory=DictCursor).execute(statement)",
+    "psycopg2's classes": "psycopg2.extensions.cursor(psycopg2.extensions.connection(url)).execute(statement)",
     "asyncpg": "asyncio.run(sent())",
 }
 QUICK = [("op.execute", "ALTER ROLE"), ("psycopg2", "CREATE DATABASE"), ("asyncpg", "ALTER DATABASE")]
@@ -167,7 +229,7 @@ def test_a_statement_that_reaches_beyond_the_database_is_ended_before_it_runs(
     made = project(tmp_path)
     made.add_line(1)
     head = f"""
-import asyncio, os, asyncpg, psycopg, psycopg.rows, psycopg2
+import asyncio, os, asyncpg, psycopg, psycopg.rows, psycopg2, psycopg2.extensions
 from psycopg2.extras import DictCursor
 statement, url = {statement!r}, os.environ["DATABASE_URL"]
 async def sent():
@@ -182,11 +244,44 @@ async def sent():
     assert not marker.exists()
 
 
+HIDDEN = """
+import asyncio, os, asyncpg, psycopg, psycopg2
+url = os.environ["DATABASE_URL"]
+hidden = "DO $$ BEGIN EXECUTE 'AL' || 'TER ROLE postgres CONNECTION LIMIT 7'; END $$"
+
+def run(cursor, *statements):
+    for each in (hidden, *statements):
+        cursor.execute(each)
+
+async def asyncpg_block():
+    raw = await asyncpg.connect(url)
+    async with raw.transaction():
+        await raw.execute(hidden)
+
+async def psycopg_block():
+    async with await psycopg.AsyncConnection.connect(url) as raw:
+        await raw.execute(hidden)
+"""
+COMMITS = {
+    "env.py": "op.execute(hidden)",
+    "a statement": "op.execute(hidden); op.execute('COMMIT')",
+    "psycopg": "raw = psycopg.connect(url); run(raw); raw.commit()",
+    "psycopg, a statement": "run(psycopg.connect(url).cursor(), '/* now */ END')",
+    "psycopg, a block": "raw = psycopg.connect(url, autocommit=True)\nwith raw.transaction():\n    run(raw)",
+    "psycopg, async": "asyncio.run(psycopg_block())",
+    "psycopg2": "raw = psycopg2.connect(url); run(raw.cursor()); raw.commit()",
+    "psycopg2, a statement": "run(psycopg2.connect(url).cursor(), 'commit')",
+    "psycopg2, a block": "with psycopg2.connect(url) as raw:\n    run(raw.cursor())",
+    "asyncpg": "asyncio.run(asyncpg_block())",
+}
+
+
+@pytest.mark.parametrize("commit", few(COMMITS, "env.py", "psycopg", "psycopg2, a block", "asyncpg"))
 def test_a_statement_that_was_hidden_is_ended_before_it_is_committed(
-    tmp_path: Path, target: Database, monkeypatch: pytest.MonkeyPatch
+    commit: str, tmp_path: Path, target: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = project(tmp_path)
-    made.add("a1", "op.execute(\"DO $$ BEGIN EXECUTE 'AL' || 'TER ROLE postgres CONNECTION LIMIT 7'; END $$\")")
+    made.add("a1", COMMITS[commit], head=HIDDEN)
     with unchanged(target), pytest.raises(NotReplayed, match=r"a1 .* cannot be replayed: it changes pg_authid"):
         replayed(made, target, monkeypatch)
 
@@ -205,6 +300,48 @@ def test_what_leaves_the_process_is_ended_before_it_acts(
     assert f"Migration guilty (migrations/versions/guilty.py) cannot be replayed: it {what}" in str(caught.value)
     assert not marker.exists()
     assert listener.came == 0
+
+
+TALKS = """
+import asyncio, os, socket, asyncpg
+async def talk():
+    socket.socketpair()[0].sendmsg([b"x", b"y"])  # as `writelines` of asyncio does from Python 3.12 on
+    raw = await asyncpg.connect(os.environ["DATABASE_URL"])
+    await raw.executemany("INSERT INTO made VALUES ($1)", [(1,), (2,)])
+    await raw.close()
+"""
+ASYNCPG = """
+    from sqlalchemy.ext.asyncio import create_async_engine
+    engine = create_async_engine(config.get_main_option("sqlalchemy.url").replace("+psycopg:", "+asyncpg:"))
+
+    def migrate(connection):
+        context.configure(connection=connection, transaction_per_migration=True)
+        with context.begin_transaction():
+            context.run_migrations()
+
+    async def migrate_async():
+        async with engine.connect() as connection:
+            await connection.run_sync(migrate)
+
+    import asyncio
+    asyncio.run(migrate_async())
+    return
+"""
+
+
+def test_what_goes_through_a_connection_that_was_looked_at_is_not_ended(
+    tmp_path: Path, target: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = project(tmp_path, env=ENV.replace("run_online():\n", f"run_online():{ASYNCPG}"))
+    made.add("a1", "op.execute('CREATE TABLE made (id int)')")
+    rows = "op.bulk_insert(sa.table('made', sa.column('id', sa.Integer)), [{'id': 1}, {'id': 2}])"
+    made.add("b2", rows, down="a1")
+    thread = (
+        "import threading; other = threading.Thread(target=lambda: asyncio.run(talk())); other.start(); other.join()"
+    )
+    made.add("c3", thread, down="b2", head=TALKS)
+    with unchanged(target):
+        assert recorded(replayed(made, target, monkeypatch)) == [(), ("a1",), ("b2",), ("c3",)]
 
 
 def test_an_env_that_calls_psql_is_ended_before_it_does(

@@ -16,10 +16,11 @@ from alembic_entrypoint.address import parse
 from alembic_entrypoint.comparison import Outcome
 from alembic_entrypoint.errors import TryAgain
 from alembic_entrypoint.observe import find_target, observe
+from alembic_entrypoint.postgres import embedded
 from alembic_entrypoint.proof import Proof, prove
 from alembic_entrypoint.settings import Settings
 from projects import ENV, Project, project
-from servers import Database, Server, fresh_database
+from servers import Database, Server, fresh_database, own_server
 
 
 def proved(
@@ -282,6 +283,38 @@ def test_other_drivers_and_schemas_are_proved_too(
     made.add("b2", "op.execute('CREATE TABLE app.notes (id serial)')", down="a1")
     database.execute("CREATE SCHEMA app; CREATE TABLE app.users (id serial)")
     assert proved(made, database, monkeypatch).candidates == (("a1",),)
+
+
+@pytest.mark.extra
+def test_an_extension_that_the_server_lacks_is_no_passing_matter(
+    line: Project, monkeypatch: pytest.MonkeyPatch, pg13: Server
+) -> None:
+    with fresh_database(pg13) as database:
+        migrate(line, database)
+        line.add("f6", "op.execute('CREATE EXTENSION nowhere')", down="e5")
+        proof = proved(line, database, monkeypatch)
+    assert proof.outcome is Outcome.FAILED
+    assert "Migration f6" in proof.message
+    assert "nowhere.control" in proof.message
+    assert proof.document == {}, "it may be installed, and is not kept as a failure of the migrations"
+
+
+@pytest.mark.wide
+def test_an_extension_that_scratch_lacks_is_named(line: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    with embedded.new_folder() as folder:
+        (folder / "extension").mkdir()
+        (folder / "extension" / "only_here.control").write_text("default_version = '1'")
+        (folder / "extension" / "only_here--1.sql").write_text("CREATE DOMAIN only_here AS text")
+        with own_server(settings={"extension_control_path": f"{folder}:$system"}) as server:
+            database = Database(server, "postgres")
+            database.execute("CREATE EXTENSION only_here")
+            line.add("f6", "op.execute('CREATE TABLE those (id only_here)')", down="e5")
+            migrate(line, database)
+            proof = proved(line, database, monkeypatch, scratch="embedded")
+    assert proof.outcome is Outcome.FAILED
+    assert 'failed in a replay, on an empty database: type "only_here" does not exist' in proof.message
+    assert "The target has the extension only_here, which cannot be made in scratch: extension" in proof.message
+    assert "ALEMBIC_ENTRYPOINT_SCRATCH" in proof.message
 
 
 @pytest.mark.extra

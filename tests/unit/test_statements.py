@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alembic_entrypoint.worker.statements import beyond
+from alembic_entrypoint.worker.statements import beyond, commits
 
 BEYOND = [
     ("CREATE ROLE app", "CREATE ROLE"),
@@ -40,6 +40,22 @@ BEYOND = [
     ("SELECT pg_catalog.pg_reload_conf()", "PG_RELOAD_CONF"),
     ("ALTER TABLE t ADD x text DEFAULT pg_read_file('/etc/passwd')", "PG_READ_FILE"),
     ("SELECT pg_create_physical_replication_slot('x')", "PG_CREATE_PHYSICAL_REPLICATION_SLOT"),
+    ("SELECT 1 -- a comment ends here\r; ALTER ROLE a", "ALTER ROLE"),
+    ("-- what follows is a body\nDO $$ BEGIN ALTER ROLE a; END $$", "ALTER ROLE"),
+    (r"DO E'BEGIN EXECUTE ''\x41LTER\tROLE a''; END'", "ALTER ROLE"),
+    (r"DO $$ BEGIN EXECUTE E'\101\u004cTER ROLE a'; END $$", "ALTER ROLE"),
+    (r"DO U&'BEGIN EXECUTE ''\0041LTER ROLE a''; END'", "ALTER ROLE"),
+    (r"DO $$ BEGIN EXECUTE U&'!+000041LTER ROLE a' UESCAPE '!'; END $$", "ALTER ROLE"),
+    ("SELECT \"dblink_exec\"('dbname=prod', 'DROP TABLE t')", "DBLINK_EXEC"),
+    ('SELECT pg_catalog."pg_terminate_backend" (1)', "PG_TERMINATE_BACKEND"),
+    (r'SELECT U&"\0064blink_exec"(1)', "DBLINK_EXEC"),
+    ("CREATE FUNCTION f() RETURNS int LANGUAGE c AS 'x', 'y'", "LANGUAGE C"),
+    ("CREATE FUNCTION f() RETURNS int AS 'int4um' LANGUAGE 'internal'", "LANGUAGE INTERNAL"),
+    ('DO LANGUAGE "plpython3u" $$ import os $$', "LANGUAGE PLPYTHON3U"),
+    ("PREPARE TRANSACTION 'x'", "PREPARE TRANSACTION"),
+    ("INSERT INTO pg_catalog.pg_authid VALUES (1)", "INSERT INTO PG_CATALOG.PG_AUTHID"),
+    ('UPDATE ONLY "pg_authid" SET rolsuper = true', "UPDATE ONLY PG_AUTHID"),
+    ("DELETE FROM pg_db_role_setting", "DELETE FROM PG_DB_ROLE_SETTING"),
 ]
 WITHIN = [
     "ALTER TABLE t DROP role",
@@ -63,12 +79,27 @@ WITHIN = [
     "CREATE TRIGGER t BEFORE UPDATE ON x FOR EACH ROW EXECUTE FUNCTION f()",
     "CREATE EXTENSION citext",
     "CREATE POLICY p ON t TO app USING (true)",
+    "CREATE TABLE book (language menu)",
+    "CREATE FUNCTION f(menu int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN menu; END $$",
+    "SELECT oid FROM pg_database WHERE datname = current_database()",
+    "PREPARE p AS SELECT 1",
+    'SELECT "dblink" FROM t',
 ]
 
 
 @pytest.mark.parametrize(("statement", "what"), BEYOND, ids=[each[0][:40] for each in BEYOND])
 def test_what_reaches_beyond_one_database_is_named(statement: str, what: str) -> None:
     assert beyond(statement) == what
+
+
+@pytest.mark.parametrize("statement", ["COMMIT", "/* now */ end;", "-- now\ncommit AND CHAIN", "Commit; SELECT 1"])
+def test_what_commits_is_told(statement: str) -> None:
+    assert commits(statement)
+
+
+@pytest.mark.parametrize("statement", ["SELECT 'commit'", "ENDING", 'SELECT "end"', "DO $$ BEGIN COMMIT; END $$"])
+def test_what_commits_nothing_of_ours_is_not(statement: str) -> None:
+    assert not commits(statement)
 
 
 @pytest.mark.parametrize("statement", WITHIN)

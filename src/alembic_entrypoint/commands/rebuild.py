@@ -71,7 +71,7 @@ def _replayed(
 ) -> tuple[Visited, ...]:
     wanted = Replay(look.facts.graph.heads, ignore=ignored(look.settings, look.facts), shown=tuple(shown))
     try:
-        return replay(look.settings, look.target, server, wanted, connection)
+        return replay(look.settings, look.target, server, wanted, look.facts, connection)
     except NotReplayed as error:
         raise Refused(
             f"What the migrations make cannot be told: {error}. Nothing was changed.\n"

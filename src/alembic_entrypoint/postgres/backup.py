@@ -96,7 +96,10 @@ def back_up(
 
 @dataclass(frozen=True)
 class _Name:
-    """What a backup is called: database, revisions, time, and which database of that name it is."""
+    """What a backup is called: database, revisions, time, and which database of that name it is.
+
+    Percent-encoded, a name may have three times its bytes; a file's, with the half one's, at most 255.
+    """
 
     database: str
     revisions: str
@@ -108,7 +111,7 @@ class _Name:
         shown = "+".join(recorded[:3]) or "base"
         more = f"+{len(recorded) - 3}more" if len(recorded) > 3 else ""
         now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
-        return cls(_quoted(connection.info.dbname), _quoted(shown)[:80] + more, now, _identity(connection))
+        return cls(_quoted(connection.info.dbname)[:100], _quoted(shown)[:80] + more, now, _identity(connection))
 
     @property
     def file(self) -> str:
@@ -281,10 +284,14 @@ def _named(half: str, path: str) -> int:
 
 
 def _prune(folder: str, name: _Name, keep: int | None) -> list[str]:
-    """Remove the oldest backups of this database; one that cannot be removed is in nobody's way."""
-    ours = sorted((when, each) for each in os.listdir(folder) if (when := name.when(each)) is not None)
+    """Remove the oldest backups of this database; one that cannot be removed is in nobody's way.
+
+    That of this run stays, whatever the clock has said before.
+    """
+    dated = sorted((when, each) for each in os.listdir(folder) if (when := name.when(each)) is not None)
+    others = [each for _, each in dated if each != name.file]
     removed = []
-    for _, each in ours[:-keep] if keep else []:
+    for each in others[: max(0, len(others) - keep + 1)] if keep else []:
         with suppress(OSError):
             os.unlink(os.path.join(folder, each))
             removed.append(each)
@@ -296,7 +303,7 @@ def _restore_command(connection: psycopg.Connection[Any], path: str) -> str:
     info = connection.info
     place: Mapping[str, str] = {"-h": info.host, "-p": str(info.port), "-U": info.user}
     server = [word for option, value in place.items() if value for word in (option, value)]
-    name = f"{info.dbname[:40]}_restored"
+    name = f"{info.dbname.encode()[:40].decode(errors='ignore')}_restored"  # the server cuts one of 64 bytes
     create = ["createdb", *server, "--template=template0", *_locale(connection), name]
     return f"{shlex.join(create)} && {shlex.join(['pg_restore', *server, f'--dbname={name}', path])}"
 

@@ -15,7 +15,7 @@ from alembic_entrypoint import __version__
 from alembic_entrypoint.facts import Facts, Graph, VersionTable
 from alembic_entrypoint.postgres.layout import Connection, Unwritable, is_there, make, passing_by, reason_of
 from alembic_entrypoint.postgres.ledger import known_ancestors
-from alembic_entrypoint.postgres.versions import IDENTITY, stamped, version_rows
+from alembic_entrypoint.postgres.versions import IDENTITY, SEARCH_PATH, stamped, version_rows
 
 #: As many images as can be told at once to have nothing to do, and settlings as many as anybody reads.
 _STARTS, _SETTLINGS, _REPLAYS = 20, 1000, 5
@@ -265,7 +265,7 @@ class Starting:
         """Write it; the version table must be the one that this session would find, too."""
         connection.execute(
             f"INSERT INTO alembic_entrypoint.start VALUES ({IDENTITY}, %s, session_user, "
-            "pg_catalog.current_setting('search_path'), %s, %s, %s, %s, %s, %s, %s AND "
+            f"{SEARCH_PATH}, %s, %s, %s, %s, %s, %s, %s AND "
             "pg_catalog.to_regclass(pg_catalog.quote_ident(%s)) = pg_catalog.to_regclass(%s)) "
             "ON CONFLICT (database, fingerprint, role) DO UPDATE SET search_path = excluded.search_path, "
             "schema = excluded.schema, name = excluded.name, recorded = excluded.recorded, heads = excluded.heads, "

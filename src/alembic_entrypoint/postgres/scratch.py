@@ -7,6 +7,7 @@ advisory lock, and the number of that lock. While the owner lives the lock is ta
 from __future__ import annotations
 
 import dataclasses
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -41,18 +42,42 @@ class _Model:
     major: int
     #: its row of pg_database
     row: Mapping[str, Any]
-    #: settings of the database, then those of our role in it: name -> value
-    settings: tuple[tuple[str, str], ...]
+    #: who logs in there
+    role: str
+    #: how a session begins there, whatever has set it
+    search_path: str
+    #: what database and role set: the weakest first
+    settings: tuple[_Setting, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Setting:
+    """What is set for a database, or for a role, in each of its sessions."""
+
+    name: str
+    value: str
+    is_roles: bool
+    #: whether it holds in every database of the server
+    is_everywhere: bool
 
 
 class ScratchServer:
     """A server on which scratch databases are made."""
 
-    def __init__(self, connection: psycopg.Connection[Any], address: Address, model: _Model, has_locales: bool) -> None:
+    def __init__(
+        self,
+        connection: psycopg.Connection[Any],
+        address: Address,
+        model: _Model,
+        *,
+        has_locales: bool = True,
+        is_targets: bool = False,
+    ) -> None:
         self._connection = connection
         self._address = address
         self._model = model
         self._has_locales = has_locales
+        self._is_targets = is_targets
 
     @contextmanager
     def database(self) -> Iterator[Address]:
@@ -96,22 +121,40 @@ class ScratchServer:
 
     def _configure(self, name: str) -> None:
         """Give it the target's settings: a search_path decides where migrations make their tables."""
-        for setting, value in self._model.settings:
+        for each in self._settings():
             try:
                 with self._connection.transaction():
-                    self._set(name, setting, value)
+                    self._set(name, each)
             except psycopg.Error as error:
-                log("scratch.created", level="warning", note=f"without the target's {setting}", reason=_said(error))
+                log("scratch.created", level="warning", note=f"without the target's {each.name}", reason=_said(error))
 
-    def _set(self, name: str, setting: str, value: str) -> None:
-        database, parts = sql.Identifier(name), sql.SQL(".").join(map(sql.Identifier, setting.split(".")))
-        if setting in _IDENTITY:
-            change = sql.SQL("ALTER DATABASE {} SET {} TO {}").format(database, parts, sql.Literal(value))
+    def _settings(self) -> Iterator[_Setting]:
+        """Give what does not hold in scratch by itself; on another server that is also what its configuration says."""
+        yield from (each for each in self._model.settings if not (self._is_targets and each.is_everywhere))
+        if not self._is_targets:
+            ours, role = self._connection.info.user, self._model.role
+            path = self._model.search_path if ours == role else _as_role(self._model.search_path, role)
+            yield _Setting("search_path", path, is_roles=True, is_everywhere=False)
+
+    def _set(self, name: str, each: _Setting) -> None:
+        database, parts = sql.Identifier(name), sql.SQL(".").join(map(sql.Identifier, each.name.split(".")))
+        # What a role sets in a database is stronger than what it sets everywhere, and that than what a database sets.
+        whose = sql.SQL("ROLE SESSION_USER IN DATABASE" if each.is_roles else "DATABASE")
+        if each.is_roles:
+            self._connection.execute("SET LOCAL ROLE NONE")  # a role may set another one at each login
+        if each.name in _IDENTITY:
+            change = sql.SQL("ALTER {} {} SET {} TO {}").format(whose, database, parts, sql.Literal(each.value))
         else:
             # A list, as in search_path, is kept flat and quoted: the server itself takes it apart.
-            self._connection.execute("SELECT pg_catalog.set_config(%s, %s, true)", [setting, value])
-            change = sql.SQL("ALTER DATABASE {} SET {} FROM CURRENT").format(database, parts)
+            self._connection.execute("SELECT pg_catalog.set_config(%s, %s, true)", [each.name, each.value])
+            change = sql.SQL("ALTER {} {} SET {} FROM CURRENT").format(whose, database, parts)
         self._connection.execute(change)
+
+
+def _as_role(search_path: str, role: str) -> str:
+    """Put a role's name in the place of `"$user"`, which means whoever is logged in."""
+    quoted = '"' + role.replace('"', '""') + '"'
+    return re.sub(r'(?<![^\s,])(?:"\$user"|\$user)(?![^\s,])', lambda _: quoted, search_path)
 
 
 _OTHER_WAYS = (
@@ -144,9 +187,9 @@ def scratch_server(settings: Settings, target: Address, connection: psycopg.Conn
         if settings.scratch == "auto":
             address = target
         elif isinstance(settings.scratch, Address):
-            address = _with_database(settings.scratch)
+            address = _with_options(_with_database(settings.scratch), target)
         else:
-            address = _embedded(model, stack)
+            address = _with_options(_embedded(model, stack), target)
         own = stack.enter_context(
             connected(address, settings.wait_timeout, application_name="alembic-entrypoint scratch")
         )
@@ -154,7 +197,8 @@ def scratch_server(settings: Settings, target: Address, connection: psycopg.Conn
         if not is_pooled(own):
             apply(own, _WRITING)
         sweep(own)
-        yield ScratchServer(own, address, model, has_locales=settings.scratch != "embedded")
+        is_targets = settings.scratch == "auto"
+        yield ScratchServer(own, address, model, has_locales=settings.scratch != "embedded", is_targets=is_targets)
 
 
 def sweep(connection: psycopg.Connection[Any]) -> None:
@@ -187,19 +231,23 @@ SELECT s.datname, t.oid
 
 
 def _model(connection: psycopg.Connection[Any]) -> _Model:
-    """Read what the target is like. Catalog pages: pg_database, pg_db_role_setting."""
+    """Read what the target is like. Catalog pages: pg_database, pg_db_role_setting, pg_settings."""
     row = _one(
         connection,
         "SELECT pg_catalog.to_jsonb(d) || pg_catalog.jsonb_build_object('name', pg_encoding_to_char(encoding)) "
         "FROM pg_catalog.pg_database AS d WHERE datname = pg_catalog.current_database()",
     )
     settings = connection.execute(
-        "SELECT pg_catalog.split_part(each, '=', 1), pg_catalog.substr(each, pg_catalog.strpos(each, '=') + 1) "
-        "FROM pg_catalog.pg_db_role_setting AS s, pg_catalog.unnest(s.setconfig) AS each "
-        "WHERE setdatabase = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) "
-        "AND setrole IN (0, (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)) ORDER BY setrole"
+        "SELECT pg_catalog.split_part(each, '=', 1), pg_catalog.substr(each, pg_catalog.strpos(each, '=') + 1), "
+        "setrole <> 0, setdatabase = 0 FROM pg_catalog.pg_db_role_setting AS s, pg_catalog.unnest(s.setconfig) AS each "
+        "WHERE setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())) "
+        "AND setrole IN (0, (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)) "
+        "ORDER BY setrole <> 0, setdatabase <> 0"
     ).fetchall()
-    return _Model(connection.info.server_version // 10000, row, tuple(settings))
+    role = _one(connection, "SELECT session_user::text")
+    path = _one(connection, "SELECT reset_val FROM pg_catalog.pg_settings WHERE name = 'search_path'")
+    major = connection.info.server_version // 10000
+    return _Model(major, row, role, path, tuple(_Setting(*each) for each in settings))
 
 
 def _creation(name: str, major: int, row: Mapping[str, Any]) -> sql.Composed:
@@ -229,6 +277,12 @@ def _with_database(address: Address) -> Address:
     return dataclasses.replace(address, parameters={"dbname": "postgres", **address.parameters})
 
 
+def _with_options(address: Address, target: Address) -> Address:
+    """Begin sessions there as those of the target begin, where the URL says how."""
+    options = {name: value for name, value in target.parameters.items() if name == "options"}
+    return dataclasses.replace(address, parameters={**options, **address.parameters})
+
+
 def _embedded(model: _Model, stack: ExitStack) -> Address:
     from alembic_entrypoint.postgres.embedded import embedded_server, majors
 
@@ -240,8 +294,11 @@ def _embedded(model: _Model, stack: ExitStack) -> Address:
             "Nothing was changed.\nSet ALEMBIC_ENTRYPOINT_SCRATCH to `auto` or to the URL of a server of that major."
         )
     server = stack.enter_context(embedded_server(model.major))
-    parameters = {"host": "127.0.0.1", "port": str(server.port), "user": server.user, "dbname": "postgres"}
-    return Address(parameters)
+    if model.role != server.user:
+        # `"$user"`, grants and owners name the role of the target.
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE ROLE {} SUPERUSER LOGIN").format(sql.Identifier(model.role)))
+    return Address({"host": "127.0.0.1", "port": str(server.port), "user": model.role, "dbname": "postgres"})
 
 
 def _check_major(connection: psycopg.Connection[Any], model: _Model) -> None:

@@ -18,6 +18,10 @@ IDENTITY = (
     "(SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()) || '/' || d.oid || '/' || d.datname "
     "FROM pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database())"
 )
+#: Where a session looks up names that say no schema: what is set, and which of that is there.
+SEARCH_PATH = (
+    "pg_catalog.concat(pg_catalog.current_setting('search_path'), ' ', pg_catalog.current_schemas(false)::text)"
+)
 #: The layout of the ledger that this version writes and reads: the number of steps in `layout.LAYOUT`.
 LAYOUT_VERSION = 2
 
@@ -35,7 +39,7 @@ def stamped(rows: Mapping[str, str]) -> list[str]:
 
 def search_path(connection: Connection) -> str:
     """Tell where names are looked up that say no schema."""
-    row = connection.execute("SELECT pg_catalog.current_setting('search_path')").fetchone()
+    row = connection.execute(f"SELECT {SEARCH_PATH}").fetchone()
     return str(row[0]) if row else ""
 
 

@@ -8,6 +8,7 @@ supported version: `ScriptDirectory._load_revisions`, `Script._from_path`, `Scri
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -223,9 +224,13 @@ def look(context: Any, recorded: tuple[str, ...]) -> Message:
         ),
         {"qualified": qualified},
     ).first()
-    resolved = found[0] if found else schema or connection.execute(text("SELECT pg_catalog.current_schema()")).scalar()
+    # As text: psycopg2 gives an array of names as it is written.
+    path = connection.execute(text("SELECT pg_catalog.array_to_json(pg_catalog.current_schemas(false))::text")).scalar()
+    search_path: list[str] = json.loads(path or "[]")
+    resolved = found[0] if found else schema or next(iter(search_path), None)
     return {
         "recorded": list(recorded),
+        "search_path": search_path,
         "version_table": {
             "name": table,
             "schema": schema,

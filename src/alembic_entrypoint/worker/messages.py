@@ -98,6 +98,8 @@ class Request:
     starting: tuple[str, ...] = ()
     #: for `replay`: `parameters` are those of scratch, and this is what to run and to look at
     replay: Replay | None = None
+    #: libpq's variables as they lead to scratch; None: not set
+    variables: Mapping[str, str | None] = field(default_factory=dict)
 
     def encode(self) -> Message:
         """Make it a message."""

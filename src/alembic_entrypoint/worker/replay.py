@@ -16,6 +16,7 @@ from alembic_entrypoint.worker.aside import read_schema
 from alembic_entrypoint.worker.confined import End, confine
 from alembic_entrypoint.worker.connections import FenceError, Policy, Steps, ask, check_steps, setting_statement
 from alembic_entrypoint.worker.messages import Message, Replay, Request
+from alembic_entrypoint.worker.variables import lead_to_scratch
 
 
 class Replaying:
@@ -75,8 +76,8 @@ class Replaying:
         step.migration_fn = watched
         return step
 
-    def visit(self, context: Any, recorded: Iterable[str]) -> None:
-        """Tell what is recorded and what is there now: after a migration, or before the first."""
+    def visit(self, context: Any, recorded: Iterable[str], seen: Message | None = None) -> None:
+        """Tell what is recorded and what is there now: after a migration, or before the first with what was `seen`."""
         connection, migration = context.connection, self._work.migration or {}
         recorded = tuple(sorted(recorded))
         executed = migration.get("executed", True)
@@ -102,6 +103,8 @@ class Replaying:
             of=migration.get("of", 0),
             added=added,
             removed=removed,
+            search_path=seen["search_path"] if seen else (),
+            version_schema=seen["version_table"]["resolved_schema"] if seen else None,
             **told,
         )
 
@@ -186,35 +189,12 @@ def _steps(token: int, session: Mapping[str, str], end: End) -> Steps:
     yield setting_statement(session)
 
 
-#: Who changes a shared catalog holds this lock until the end of the transaction, whatever put the statement together.
-#: Catalog page: pg_locks.
-_SHARED = """
-SELECT c.relname FROM pg_catalog.pg_locks AS l JOIN pg_catalog.pg_class AS c ON c.oid = l.relation
- WHERE l.pid = pg_catalog.pg_backend_pid() AND l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND c.relname IN
-       ('pg_authid', 'pg_auth_members', 'pg_database', 'pg_db_role_setting', 'pg_tablespace', 'pg_subscription',
-        'pg_parameter_acl', 'pg_replication_origin')
- LIMIT 1
-"""
-
-
-def _keep_shared(end: End) -> None:
-    """See before each COMMIT that nothing is kept which the whole server shares."""
-    from sqlalchemy import event
-    from sqlalchemy.engine import Engine
-
-    @event.listens_for(Engine, "commit")
-    def commit(connection: Any) -> None:
-        if row := ask(connection, _SHARED):
-            end(f"changes {row[0]}, which all databases share")
-
-
 def run(request: Request, parent: Any, policy: Policy, work: Any, environment: Any) -> None:
     """Run `env.py`, and in it the migrations; `confined` has been called before anything of the user's was imported."""
     from alembic_entrypoint.worker.environment import look
     from alembic_entrypoint.worker.failures import Unusable
 
     replaying: Replaying = work.replaying
-    _keep_shared(replaying.end)
     if environment.configured_place and request.is_given and policy.places is not None:
         policy.places.add(environment.configured_place)
 
@@ -222,13 +202,14 @@ def run(request: Request, parent: Any, policy: Policy, work: Any, environment: A
         if recorded:
             raise Unusable(f"env.py records {', '.join(recorded)} in an empty database before it migrates")
         context._ensure_version_table()
-        table = look(context, ())["version_table"]
+        seen = look(context, ())
+        table = seen["version_table"]
         replaying.leave_out(table["resolved_schema"], table["name"])
         asked = replaying.asked
         steps: list[Any] = environment.script._upgrade_revs(asked.revisions, ()) if asked.revisions else []
         if asked.order:
             steps.sort(key=lambda step: asked.order.index(step.revision.revision))
-        replaying.visit(context, ())
+        replaying.visit(context, (), seen)
 
         def applied(*, ctx: Any, heads: Any, **_: Any) -> None:
             replaying.visit(ctx, heads)
@@ -245,6 +226,7 @@ def prepare(request: Request, parent: Any, policy: Policy, work: Any) -> None:
     assert request.token is not None
     work.replaying = Replaying(request, parent, work)
     policy.target = request.parameters
+    policy.places = lead_to_scratch(request)
     end, token = work.replaying.end, request.token
     policy.steps = lambda _: _steps(token, request.session, end)
     confine(policy, end, work.replaying.executed)

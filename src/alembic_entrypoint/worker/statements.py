@@ -1,30 +1,15 @@
-"""Every statement that the user's code sends in a replay, whatever sends it, before it is sent.
-
-SQLAlchemy and raw drivers meet in the drivers' cursors, so those are watched: psycopg's and asyncpg's methods, and
-for psycopg2, which is written in C, classes derived from what it would have made.
-"""
+"""Which statements reach beyond one database, and cannot be replayed. No I/O here."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from types import ModuleType
-from typing import Any
 
-Seen = Callable[[str], None]
-
-#: Whether asyncpg, which opens sockets in Python, is connecting through us.
-_connecting: ContextVar[bool] = ContextVar("connecting", default=False)
-
-# --- what cannot be replayed -------------------------------------------------------------------------------------
-
-#: What may hold any text: escaped and plain literals, quoted names, comments, and dollar-quoted literals.
+#: What may hold any text: escaped and plain literals, quoted names, comments (which end at either end of a line), and
+#: dollar-quoted literals.
 _QUOTED = re.compile(
-    r"""(?P<literal>\b[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*')|(?P<name>"(?:[^"]|"")*")"""
-    r"""|(?P<comment>--[^\n]*|/\*.*?\*/)|(?P<tag>\$\w*\$)(?P<body>.*?)(?P=tag)""",
+    r"""\b[eE]'(?P<escaped>(?:[^'\\]|\\.|'')*)'|(?P<unicode>\b[uU]&)?(?:'(?P<literal>(?:[^']|'')*)'"""
+    r"""|"(?P<name>(?:[^"]|"")*)")|(?P<comment>--[^\n\r]*|/\*.*?\*/)|(?P<tag>\$\w*\$)(?P<body>.*?)(?P=tag)""",
     re.DOTALL,
 )
 #: Here a literal may be a body, or what a body executes.
@@ -33,21 +18,33 @@ _HAS_BODY = re.compile(r"(^|;)\s*DO\b|\bCREATE\b[^;]*?\b(FUNCTION|PROCEDURE)\b",
 _ALTERS_RELATION = re.compile(r"\s*ALTER\s+(FOREIGN\s+)?(TABLE|TYPE|VIEW|MATERIALIZED)\b", re.IGNORECASE)
 _START = r"(?:^|[;'(]|\$\w*\$|\b(?:BEGIN|THEN|ELSE|LOOP|EXECUTE)\b)\s*"
 _SHARED = r"(?:ROLE|USER(?!\s+MAPPING)|GROUP|DATABASE|TABLESPACE|SYSTEM|SUBSCRIPTION)\b"
-_FUNCTIONS = re.compile(
-    r"\b(dblink\w*|lo_(import|export)"
-    r"|pg_(terminate|cancel)_backend|pg_(reload_conf|promote|rotate_logfile|switch_wal|create_restore_point)"
-    r"|pg_(read_file|read_binary_file|ls_dir|file_\w+)|pg_(create|drop|copy)_\w*replication_slot"
-    r"|pg_replication_origin_\w+)\s*\(",
-    re.IGNORECASE,
+_SHARED_CATALOG = (
+    r"pg_(?:authid|auth_members|roles|user|shadow|group|database|db_role_setting|tablespace|subscription|parameter_acl"
+    r"|replication_origin|shdescription|shseclabel|shdepend)"
 )
+_FUNCTION = (
+    r"(?:dblink\w*|lo_(?:import|export)"
+    r"|pg_(?:terminate|cancel)_backend|pg_(?:reload_conf|promote|rotate_logfile|switch_wal|create_restore_point)"
+    r"|pg_(?:read_file|read_binary_file|ls_dir|file_\w+)|pg_(?:create|drop|copy)_\w*replication_slot"
+    r"|pg_replication_origin_\w+)"
+)
+#: Written in what may do anything: by convention the name of an untrusted language ends with u.
+_LANGUAGE = r"(?:c|internal|\w+u|plsh|plr)"
+#: Names that count where they are quoted, too; another, such as "alter role", would only look like what it is not.
+_TELLING = re.compile(rf"{_SHARED_CATALOG}|{_FUNCTION}|{_LANGUAGE}", re.IGNORECASE)
+_FUNCTIONS = re.compile(rf"\b{_FUNCTION}\s*\(", re.IGNORECASE)
 _COPY = re.compile(_START + r"COPY\b[^;]*?\b(?:FROM|TO)\s+(?:PROGRAM\b|'|%[Ls]|\|\|)", re.IGNORECASE | re.DOTALL)
 _OBJECTS = re.compile(
     rf"\b(?:CREATE|ALTER|DROP)\s+{_SHARED}|\b(?:COMMENT|SECURITY\s+LABEL)\b[^;]*?\bON\s+{_SHARED}"
     r"|\b(?:GRANT|REVOKE)\b[^;]*?\bON\s+(?:DATABASE|TABLESPACE|PARAMETER)\b"
     rf"|{_START}(?:GRANT|REVOKE)\s+(?![^;]*\bON\b)[^;]*?\b(?:TO|FROM)\b"
-    r"|\b(?:REASSIGN|DROP)\s+OWNED\b|\bCREATE\s+SERVER\b|\bIMPORT\s+FOREIGN\s+SCHEMA\b",
+    r"|\b(?:REASSIGN|DROP)\s+OWNED\b|\bCREATE\s+SERVER\b|\bIMPORT\s+FOREIGN\s+SCHEMA\b|\bPREPARE\s+TRANSACTION\b"
+    r"|\b(?:INSERT\s+INTO|MERGE\s+INTO(?:\s+ONLY)?|UPDATE(?:\s+ONLY)?|DELETE\s+FROM(?:\s+ONLY)?)"
+    rf"\s+(?:pg_catalog\s*\.\s*)?{_SHARED_CATALOG}\b",
     re.IGNORECASE | re.DOTALL,
 )
+_UNTRUSTED = re.compile(rf"\bLANGUAGE\s+'?{_LANGUAGE}\b", re.IGNORECASE)
+_COMMIT = re.compile(r"\s*(?:COMMIT|END)\b", re.IGNORECASE)
 
 
 @functools.lru_cache(maxsize=64)  # our own, asked after each migration, are long
@@ -57,127 +54,59 @@ def beyond(statement: str) -> str | None:
     Data is not looked at; what a DO block or a function would execute is, even where it is put together from text.
     A text that cannot be told from such a statement counts as one.
     """
-    for part in _text(statement, keeps=bool(_HAS_BODY.search(statement))).split(";"):
-        for pattern in (_FUNCTIONS, _COPY) if _ALTERS_RELATION.match(part) else (_OBJECTS, _FUNCTIONS, _COPY):
+    has_body = bool(_HAS_BODY.search(_text(statement, keeps=False)))
+    patterns = (_OBJECTS, _FUNCTIONS, _COPY, *((_UNTRUSTED,) if has_body else ()))
+    for part in _text(statement, keeps=has_body).split(";"):
+        for pattern in patterns[1:] if _ALTERS_RELATION.match(part) else patterns:
             if found := pattern.search(part):
-                return " ".join(found[0].strip("'$;( ").split()).upper()
+                return " ".join(found[0].replace("'", " ").strip("$;( ").split()).upper()
     return None
+
+
+@functools.lru_cache(maxsize=64)
+def commits(statement: str) -> bool:
+    """Tell whether a statement ends a transaction, and keeps what was done in it."""
+    return bool(_COMMIT.match(_text(statement, keeps=False)))
 
 
 def _text(statement: str, keeps: bool) -> str:
     """Take out comments and quoted names, and what is in literals unless that is kept because it may be executed."""
 
     def replaced(match: re.Match[str]) -> str:
-        if match["comment"]:
+        decoded = _without_unicode if match["unicode"] else str
+        if match["comment"] is not None:
             return " "
-        if match["name"]:
-            return '""'
+        if match["name"] is not None:
+            name = decoded(match["name"])
+            return name if _TELLING.fullmatch(name) else '""'
+        if not keeps:
+            return "''"
         if match["tag"]:
-            return f"{match['tag']}{_text(match['body'], keeps)}{match['tag']}" if keeps else "''"
-        return match["literal"].replace("''", "'") if keeps else "''"
+            return f"{match['tag']}{_text(match['body'], keeps)}{match['tag']}"
+        if match["escaped"] is not None:
+            return f"'{_text(_ESCAPE.sub(_unescaped, match['escaped']).replace(_TWO, _ONE), keeps)}'"
+        return f"'{_text(decoded(match['literal']).replace(_TWO, _ONE), keeps)}'"
 
     return _QUOTED.sub(replaced, statement)
 
 
-# --- the drivers -------------------------------------------------------------------------------------------------
+_ONE, _TWO = "'", "''"
+#: As PostgreSQL reads E'…' (documentation, "String Constants With C-Style Escapes").
+_ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([0-7]{1,3})|(.))", re.DOTALL)
+_LETTERS = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 
 
-def watch(name: str, module: ModuleType, seen: Seen) -> None:
-    """Have one driver's statements seen."""
-    {"psycopg": _watch_psycopg, "psycopg2": _watch_psycopg2, "asyncpg": _watch_asyncpg}[name](module, seen)
+def _unescaped(match: re.Match[str]) -> str:
+    *hexadecimal, octal, letter = match.groups()
+    if letter is not None:
+        return _LETTERS.get(letter, letter)
+    return _letter(int(octal, 8) % 256 if octal else int(next(filter(None, hexadecimal)), 16))
 
 
-def is_connecting() -> bool:
-    """Tell whether a socket is opened by a driver, for a connection that we have routed."""
-    return _connecting.get()
+def _without_unicode(text: str) -> str:
+    r"""Read U&'…' with its usual escapes, `\0041` and `\+000041`, and any other that UESCAPE may name."""
+    return re.sub(r"[^\w\s'](?:\+([0-9a-fA-F]{6})|([0-9a-fA-F]{4}))", lambda m: _letter(int(m[1] or m[2], 16)), text)
 
 
-@contextmanager
-def _as_connecting() -> Iterator[None]:
-    token = _connecting.set(True)
-    try:
-        yield
-    finally:
-        _connecting.reset(token)
-
-
-def _watch_methods(cls: type, names: tuple[str, ...], seen: Seen, text: Callable[[Any, Any], str]) -> None:
-    for name in names:
-        if (original := cls.__dict__.get(name)) is None:
-            continue
-
-        def watched(self: Any, query: Any, *values: Any, _original: Any = original, **keys: Any) -> Any:
-            seen(text(self, query))
-            return _original(self, query, *values, **keys)
-
-        setattr(cls, name, functools.wraps(original)(watched))
-
-
-def _sent(cursor: Any, query: Any) -> str:
-    """Write a query of psycopg or psycopg2, which both know composed ones and bytes, as it will be sent."""
-    if hasattr(query, "as_string"):
-        return str(query.as_string(cursor))
-    return query.decode(errors="replace") if isinstance(query, bytes) else str(query)
-
-
-def _watch_psycopg(psycopg: Any, seen: Seen) -> None:
-    for cls in (psycopg.Cursor, psycopg.AsyncCursor, psycopg.ServerCursor, psycopg.AsyncServerCursor):
-        _watch_methods(cls, ("execute", "executemany", "stream", "copy"), seen, _sent)
-
-
-def _watch_asyncpg(asyncpg: Any, seen: Seen) -> None:
-    names = ("execute", "executemany", "prepare", "fetch", "fetchval", "fetchrow", "fetchmany", "cursor")
-    cls = asyncpg.connection.Connection
-    _watch_methods(cls, (*names, "copy_from_query"), seen, lambda _, query: str(query))
-    # The name of a table, and no statement: rows come and go through a stream.
-    _watch_methods(cls, ("copy_to_table", "copy_records_to_table", "copy_from_table"), seen, lambda *_: "COPY")
-    connect = asyncpg.connection.connect
-
-    @functools.wraps(connect)
-    async def connecting(*arguments: Any, **keys: Any) -> Any:
-        with _as_connecting():
-            return await connect(*arguments, **keys)
-
-    asyncpg.connect = asyncpg.connection.connect = connecting
-
-
-def _watch_psycopg2(psycopg2: Any, seen: Seen) -> None:
-    connect = psycopg2._connect
-    extensions = psycopg2.extensions
-
-    @functools.cache
-    def watched_cursor(cls: type) -> Any:
-        def method(name: str) -> Callable[..., Any]:
-            def watched(self: Any, query: Any, *values: Any, **keys: Any) -> Any:
-                seen(_sent(self, query))
-                return getattr(super(derived, self), name)(query, *values, **keys)
-
-            return watched
-
-        def streamed(name: str) -> Callable[..., Any]:
-            def watched(self: Any, *values: Any, **keys: Any) -> Any:
-                seen(f"SELECT {values[0]}()" if name == "callproc" else "COPY")
-                return getattr(super(derived, self), name)(*values, **keys)
-
-            return watched
-
-        methods = {name: method(name) for name in ("execute", "executemany", "copy_expert")}
-        others = {name: streamed(name) for name in ("callproc", "copy_from", "copy_to")}
-        derived: Any = type(cls.__name__, (cls,), {**methods, **others})
-        return derived
-
-    @functools.cache
-    def watched_connection(cls: Any) -> Any:
-        def cursor(self: Any, *values: Any, **keys: Any) -> Any:
-            factory = keys.pop("cursor_factory", None) or self.cursor_factory or extensions.cursor
-            if not isinstance(factory, type):
-                raise TypeError("a cursor_factory that is no class cannot be watched in a replay")
-            return super(derived, self).cursor(*values, cursor_factory=watched_cursor(factory), **keys)
-
-        derived: Any = type(cls.__name__, (cls,), {"cursor": cursor})
-        return derived
-
-    def watched(dsn: str, connection_factory: Any = None, **keys: Any) -> Any:
-        return connect(dsn, connection_factory=watched_connection(connection_factory or extensions.connection), **keys)
-
-    psycopg2._connect = watched
+def _letter(number: int) -> str:
+    return chr(number) if number <= 0x10FFFF else "?"

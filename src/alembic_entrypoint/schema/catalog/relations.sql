@@ -1,6 +1,7 @@
 -- https://www.postgresql.org/docs/current/catalog-pg-class.html
 -- https://www.postgresql.org/docs/current/catalog-pg-inherits.html
 -- https://www.postgresql.org/docs/current/catalog-pg-foreign-table.html
+-- The text of a regclass, unlike what the catalogs hold, sorts as the database does.
 -- Of the options only a view's are read: those of tables and materialized views are storage parameters.
 SELECT n.nspname AS schema, c.relname AS name, '' AS part,
        CASE c.relkind WHEN 'r' THEN 'table'
@@ -22,7 +23,8 @@ SELECT n.nspname AS schema, c.relname AS name, '' AS part,
        ARRAY(SELECT unnest(f.ftoptions) ORDER BY 1) AS "foreign options"
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
-LEFT JOIN (SELECT i.inhrelid, array_agg(i.inhparent::regclass::text ORDER BY i.inhparent::regclass::text) AS names
+LEFT JOIN (SELECT i.inhrelid,
+                  array_agg(i.inhparent::regclass::text ORDER BY i.inhparent::regclass::text COLLATE "C") AS names
            FROM pg_inherits i GROUP BY i.inhrelid) parents ON parents.inhrelid = c.oid
 LEFT JOIN pg_foreign_table f ON f.ftrelid = c.oid
 LEFT JOIN pg_foreign_server s ON s.oid = f.ftserver
