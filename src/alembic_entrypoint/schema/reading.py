@@ -44,29 +44,90 @@ class Name(NamedTuple):
 
 #: What belongs to an extension, by the oid of its catalog.
 _MEMBERS = "SELECT objid FROM pg_catalog.pg_depend WHERE refclassid = 3079 AND classid = {} AND deptype = 'e'"
-#: Every name, in one row and one text: cheap, since it is asked after each migration. A line is a kind, the oid of its
-#: schema, and a name; schemas are lines of their own. Whether a column owns a sequence is not asked, which would take
-#: longer than all the rest; the server's own objects have lower oids.
-#: Catalog pages: pg_class, pg_type, pg_proc, pg_namespace, pg_extension, pg_depend.
-NAMES = f"""
-SELECT pg_catalog.string_agg(line, pg_catalog.chr(30)) FROM (
-    SELECT CASE relkind WHEN 'c' THEN 't' WHEN 'S' THEN 's' ELSE 'r' END
-               || relnamespace || pg_catalog.chr(31) || relname AS line
-      FROM pg_catalog.pg_class
-     WHERE oid >= 16384 AND relkind IN ('r', 'p', 'f', 'v', 'm', 'c', 'S') AND oid NOT IN ({_MEMBERS.format(1259)})
-    UNION ALL
-    SELECT 't' || typnamespace || pg_catalog.chr(31) || typname FROM pg_catalog.pg_type
-     WHERE oid >= 16384 AND typtype IN ('d', 'e', 'r') AND oid NOT IN ({_MEMBERS.format(1247)})
-    UNION ALL
-    SELECT 'f' || pronamespace || pg_catalog.chr(31) || proname FROM pg_catalog.pg_proc
-     WHERE oid >= 16384 AND oid NOT IN ({_MEMBERS.format(1255)})
-    UNION ALL
+
+
+class _Catalog(NamedTuple):
+    """Where names of objects are: the server's own have lower oids."""
+
+    name: str
+    #: one letter for what it is, and the oid of its schema, as SQL
+    kind: str
+    column: str
+    where: str
+
+
+#: Whether a column owns a sequence is not asked, which would take longer than all the rest. Pages: pg_class, pg_type,
+#: pg_proc, pg_depend.
+_CATALOGS = (
+    _Catalog(
+        "pg_class",
+        "CASE relkind WHEN 'c' THEN 't' WHEN 'S' THEN 's' ELSE 'r' END || relnamespace",
+        "relname",
+        f"relkind IN ('r', 'p', 'f', 'v', 'm', 'c', 'S') AND oid NOT IN ({_MEMBERS.format(1259)})",
+    ),
+    _Catalog(
+        "pg_type",
+        "'t' || typnamespace",
+        "typname",
+        f"typtype IN ('d', 'e', 'r') AND oid NOT IN ({_MEMBERS.format(1247)})",
+    ),
+    _Catalog("pg_proc", "'f' || pronamespace", "proname", f"oid NOT IN ({_MEMBERS.format(1255)})"),
+)
+#: Schemas and extensions, which are few, as lines. Pages: pg_namespace, pg_extension.
+_PLACES = f"""
     SELECT CASE WHEN oid IN ({_MEMBERS.format(2615)}) THEN 'm' ELSE 'n' END || oid || pg_catalog.chr(31) || nspname
       FROM pg_catalog.pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
     UNION ALL
     SELECT 'e' || pg_catalog.chr(31) || extname FROM pg_catalog.pg_extension
-) AS lines
 """
+#: Every name, in one row and one text. A line is a kind, the oid of its schema, and a name; schemas are lines of their
+#: own.
+NAMES = (
+    "SELECT pg_catalog.string_agg(line, pg_catalog.chr(30)) FROM ("
+    + " UNION ALL ".join(
+        f"SELECT {each.kind} || pg_catalog.chr(31) || {each.column} AS line FROM pg_catalog.{each.name} "
+        f"WHERE oid >= 16384 AND {each.where}"
+        for each in _CATALOGS
+    )
+    + f" UNION ALL {_PLACES}) AS lines"
+)
+#: What has come or changed since the last answer in the same session, and how many there are in all: asked after each
+#: migration, of which each adds a few. Gives the changed ones as lines behind catalog and oid, the places, the number.
+#: Whether a row of a catalog is new, it tells itself: by the transaction that wrote it, and within that one by the
+#: number of the command (Page: "System Columns"). What was seen last is kept as settings of the session, which a
+#: rollback takes back together with what it undoes; where they are lost, everything counts as new.
+NEW_NAMES = (
+    """
+WITH seen AS MATERIALIZED (
+    SELECT NULLIF(pg_catalog.current_setting('alembic_entrypoint.seen_transaction', true), '')::xid AS transaction,
+           NULLIF(pg_catalog.current_setting('alembic_entrypoint.seen_command', true), '')::int AS command
+), new AS MATERIALIZED ("""
+    + " UNION ALL ".join(
+        f"SELECT '{each.name} ' || c.oid || pg_catalog.chr(29) || {each.kind} || pg_catalog.chr(31) || {each.column} "
+        "AS line, c.xmin AS "
+        f"transaction, c.cmin::text::int AS command FROM pg_catalog.{each.name} AS c, seen WHERE c.oid >= 16384 AND "
+        "(seen.transaction IS NULL OR pg_catalog.age(c.xmin) < pg_catalog.age(seen.transaction) "
+        f"OR c.xmin = seen.transaction AND c.cmin::text::int > seen.command) AND {each.where}"
+        for each in _CATALOGS
+    )
+    + f""")
+SELECT (SELECT pg_catalog.string_agg(line, pg_catalog.chr(30)) FROM new),
+       (SELECT pg_catalog.string_agg(line, pg_catalog.chr(30)) FROM ({_PLACES}) AS places (line)),
+       ("""
+    + " + ".join(
+        f"(SELECT pg_catalog.count(*) FROM pg_catalog.{each.name} WHERE oid >= 16384 AND {each.where})"
+        for each in _CATALOGS
+    )
+    + """)::text,
+       pg_catalog.set_config('alembic_entrypoint.seen_command', GREATEST(
+           CASE WHEN seen.transaction = now.transaction THEN seen.command END,
+           (SELECT pg_catalog.max(command) FROM new WHERE new.transaction = now.transaction), -1)::text, false),
+       pg_catalog.set_config('alembic_entrypoint.seen_transaction', now.transaction::text, false)
+  FROM seen, (SELECT pg_catalog.pg_current_xact_id()::xid AS transaction) AS now
+"""
+)
+#: Have everything count as new.
+FORGET_NAMES = "SELECT pg_catalog.set_config('alembic_entrypoint.seen_transaction', '', false)"
 _KINDS = {"r": "relation", "s": "sequence", "t": "type", "f": "function"}
 
 

@@ -16,6 +16,7 @@ from alembic_entrypoint.worker.aside import read_schema
 from alembic_entrypoint.worker.confined import End, confine
 from alembic_entrypoint.worker.connections import FenceError, Policy, Steps, ask, check_steps, setting_statement
 from alembic_entrypoint.worker.messages import Message, Replay, Request
+from alembic_entrypoint.worker.names import Names
 from alembic_entrypoint.worker.variables import lead_to_scratch
 
 
@@ -35,11 +36,9 @@ class Replaying:
         self._shown = {tuple(sorted(each)) for each in self.asked.shown}
         self._ignore = self.asked.ignore
         self._statements = 0
-        self._lines: frozenset[str] = frozenset()
-        self._schemas: frozenset[str] = frozenset()
+        self._there = Names(self._ignore)
         #: those that must be live, too; a sequence goes with its column, most often
         self._names: frozenset[Name] = frozenset()
-        self._sequences: frozenset[Name] = frozenset()
         #: schemas and extensions that are there before the first migration
         self._surroundings: frozenset[Name] = frozenset()
         self._objects: Counter[str] = Counter()
@@ -59,6 +58,7 @@ class Replaying:
     def leave_out(self, schema: str, version_table: str) -> None:
         """Leave the version table out of what is told."""
         self._ignore = (*self._ignore, (schema, version_table))
+        self._there = Names(self._ignore)
 
     def watched(self, step: Any, n: int, of: int) -> Any:
         """Tell when a migration begins, and count what it executes."""
@@ -131,22 +131,9 @@ class Replaying:
         return count
 
     def _changes(self, connection: Any) -> tuple[list[Name], list[Name]]:
-        """Read the names, and give those that have come and gone; most often only these are taken apart."""
-        before, lines = self._lines, reading.lines_of(ask(connection, reading.NAMES)[0])
-        self._lines = lines
-        come, gone = lines - before, before - lines
-        if any(map(reading.is_schema_line, come | gone)):
-            self._schemas = frozenset(filter(reading.is_schema_line, lines))
-            seen = reading.names_in(lines, self._ignore)
-            names = frozenset(filter(_counts, seen))
-            added, removed = seen - self._names - self._sequences, self._names - names
-        else:
-            schemas = self._schemas
-            added = reading.names_in(come | schemas, self._ignore) - self._names
-            removed = reading.names_in(gone | schemas, self._ignore) - reading.names_in(schemas, self._ignore)
-            names = (self._names - removed) | frozenset(filter(_counts, added))
-        self._names = names
-        self._sequences |= frozenset(each for each in added if not _counts(each))
+        """Give the names that have come and gone since the last visit."""
+        added, removed = self._there.changes(connection)
+        self._names = (self._names - removed) | frozenset(filter(_counts, added))
         self._objects.update(each.schema for each in added if _is_object(each))
         self._objects.subtract(each.schema for each in removed if _is_object(each))
         return sorted(added), sorted(removed)
