@@ -35,9 +35,8 @@ test-extra: $(VENV)/installed
 NEWEST ?= $(PYTHON)
 OLDEST ?= $(PYTHON)
 MATRIX := tests/integration/test_env_matrix*.py
-MAIN := $(addprefix tests/acceptance/test_,run.py launch.py ledger.py recovery.py)
-OLD := $(addprefix tests/acceptance/test_,autogenerate.py downgrade.py optuna.py server_versions.py signals.py wait.py) \
-	tests/integration/test_bytecode.py tests/integration/test_lock.py
+MAIN := tests/acceptance/test_run.py tests/acceptance/test_launch.py
+OLD := autogenerate downgrade ledger optuna recovery server_versions signals wait
 
 test-newest:
 	$(MAKE) VENV=.venv-newest PYTHON=$(NEWEST) .venv-newest/installed
@@ -49,7 +48,8 @@ test-lowest:
 	bash tests/install-extra.sh
 	$(MAKE) VENV=.venv-lowest PYTHON=$(OLDEST) CONSTRAINTS="-c tests/lowest.txt" .venv-lowest/installed
 	.venv-lowest/bin/python $(WORKERS) --durations 10 -m "not extra" tests/unit $(MATRIX)
-	.venv-lowest/bin/python $(WORKERS) --durations 10 -m "not wide and not extra" $(MAIN) $(OLD)
+	.venv-lowest/bin/python $(WORKERS) --durations 10 -m "not wide and not extra" $(MAIN) $(OLD:%=tests/acceptance/test_%.py) \
+		tests/integration/test_bytecode.py tests/integration/test_lock.py
 
 test-containers: $(VENV)/installed
 	$(BIN)/python -m pytest -m container tests/container
