@@ -1,12 +1,13 @@
 """What a proof costs, against `alembic upgrade head` on an empty database, paired in one run.
 
-    python bench/proof.py [--migrations 1000] [--rounds 5]
+    python bench/proof.py [--migrations 1000] [--rounds 9]
 
 Each migration creates a table. A replay is one with everything that belongs to it: the scratch database, the worker,
 and a look at what is there after each migration. A proof is a replay, a snapshot on both sides, and the comparison; of
 a schema that is at head, of one that is nobody's (a column short), and of the latter once more, when the replays are
-known. Machines are noisy: the table gives medians of seconds on the clock and of seconds of CPU, those of worker and
-server included, with their ratios; CPU is what can be trusted on a machine that others use.
+known. Each figure is a median with its quartiles, each ratio the median of those of the rounds. CPU is that of all
+processes, the server's sessions included; it is what can be trusted on a machine that others use. Ends with 1 where a
+bar of bench/bars.py is not kept.
 """
 
 from __future__ import annotations
@@ -14,132 +15,153 @@ from __future__ import annotations
 import argparse
 import os
 import resource
-import statistics
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
-from starts import BIN, tree
+from bars import ALEMBIC, PARENT_GROWS, Figures, Spread, heading, line
+from measured import Command, Cost, columns, paired
+from subject import BIN, database, execute, quiet_server, settle, tree
 
 from alembic_entrypoint.address import parse
 from alembic_entrypoint.comparison import Outcome
 from alembic_entrypoint.logs import configure
 from alembic_entrypoint.observe import Seen, find_target, observe
-from alembic_entrypoint.postgres.embedded import Embedded, embedded_server
+from alembic_entrypoint.postgres.embedded import Embedded
 from alembic_entrypoint.postgres.scratch import scratch_server
 from alembic_entrypoint.proof import Proof, prove
 from alembic_entrypoint.replay import replay
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.worker.messages import Replay
 
-Cost = tuple[float, float]
 
+class Live:
+    """A database that holds a project's schema and no version table, and what is proved of it."""
 
-def cost(action: Callable[[], object], postmaster: int) -> Cost:
-    """Measure seconds on the clock, and of CPU: ours, of our children, and of server processes that have ended."""
-    began, before = time.perf_counter(), _cpu(postmaster)
-    action()
-    wall = time.perf_counter() - began
-    time.sleep(0.5)  # sessions end a little after their clients
-    return wall, _cpu(postmaster) - before
-
-
-def _cpu(postmaster: int) -> float:
-    # /proc/<pid>/stat, see proc(5): cutime and cstime are those of children that were waited for.
-    fields = Path(f"/proc/{postmaster}/stat").read_text().rpartition(")")[2].split()
-    ours = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    ticks = int(fields[13]) + int(fields[14])
-    return ticks / os.sysconf("SC_CLK_TCK") + sum(each.ru_utime + each.ru_stime for each in ours)
-
-
-class Bench:
-    """One database at head, and what is done to it."""
-
-    def __init__(self, server: Embedded, folder: Path) -> None:
-        self._server = server
+    def __init__(self, server: Embedded, folder: Path, name: str, change: str = "") -> None:
         self._folder = folder
-        self._seen: Seen | None = None
-        self.fresh("live")
-        os.environ["DATABASE_URL"] = server.url_for("live")
-        self.settings = Settings(database_url=parse(server.url_for("live")))
+        self._url = server.url_for(name)
+        execute(server.url, f"CREATE DATABASE {name}")
+        Command([str(BIN / "alembic"), "upgrade", "head"], folder).run(self._url)
+        execute(self._url, "DROP TABLE alembic_version", *([change] if change else []), "VACUUM ANALYZE")
+        self._settings = Settings(database_url=parse(self._url))
 
-    def fresh(self, name: str) -> None:
-        with psycopg.connect(self._server.url, autocommit=True) as connection:
-            connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-            connection.execute(f"CREATE DATABASE {name}")
+    @cached_property
+    def _seen(self) -> Seen:
+        return observe(self._settings, find_target(self._settings))
 
-    def upgrade(self, name: str) -> None:
-        environ = {**os.environ, "DATABASE_URL": self._server.url_for(name)}
-        subprocess.run([BIN / "alembic", "upgrade", "head"], cwd=self._folder, env=environ, check=True)
-
-    def execute(self, statement: str) -> None:
-        with psycopg.connect(self._server.url_for("live"), autocommit=True) as connection:
-            connection.execute(statement)
-
-    @property
-    def seen(self) -> Seen:
-        self._seen = self._seen or observe(self.settings, find_target(self.settings))
-        return self._seen
+    @contextmanager
+    def _connected(self) -> Iterator[psycopg.Connection[Any]]:
+        os.chdir(self._folder)
+        os.environ["DATABASE_URL"] = self._url  # of which env.py asks
+        with psycopg.connect(self._url, autocommit=True) as connection:
+            yield connection
 
     def replay(self) -> None:
         with ExitStack() as stack:
-            connection = stack.enter_context(psycopg.connect(self._server.url_for("live"), autocommit=True))
-            server = stack.enter_context(scratch_server(self.settings, self.seen.target.address, connection))
-            facts = self.seen.facts
-            replay(self.settings, self.seen.target, server, Replay(facts.graph.heads), facts, connection)
+            connection = stack.enter_context(self._connected())
+            server = stack.enter_context(scratch_server(self._settings, self._seen.target.address, connection))
+            facts = self._seen.facts
+            replay(self._settings, self._seen.target, server, Replay(facts.graph.heads), facts, connection)
 
-    def prove(self, known: Mapping[str, Any] | None = None) -> Proof:
-        with psycopg.connect(self._server.url_for("live"), autocommit=True) as connection:
-            return prove(connection, self.settings, self.seen.target, self.seen.facts, known=known)
+    def prove(self, outcome: Outcome, known: Mapping[str, Any] | None = None) -> Proof:
+        """Prove, and see that it ends as it should."""
+        with self._connected() as connection:
+            proof = prove(connection, self._settings, self._seen.target, self._seen.facts, known=known)
+        assert proof.outcome is outcome
+        return proof
 
 
-def round_of(bench: Bench, measure: Callable[[str, Callable[[], object]], None]) -> None:
-    """Measure everything once, and see that each proof ends as it should."""
-    proofs: list[Proof] = []
-    bench.fresh("empty")
-    measure("alembic upgrade head", lambda: bench.upgrade("empty"))
-    measure("replay", bench.replay)
-    measure("proof: at head", lambda: proofs.append(bench.prove()))
-    bench.execute("ALTER TABLE t7 DROP COLUMN name")
-    measure("proof: nobody's", lambda: proofs.append(bench.prove()))
-    measure("proof: known", lambda: proofs.append(bench.prove(proofs[1].document)))
-    bench.execute("ALTER TABLE t7 ADD COLUMN name varchar(50)")
-    assert [each.outcome for each in proofs] == [Outcome.ONE, Outcome.NONE, Outcome.NONE]
+def growth(action: Callable[[], object]) -> float:
+    """Do something, and give by how many MB this process grew in between, at most."""
+    # proc_pid_clear_refs(5): from here on VmHWM is the peak since. `ru_maxrss` begins with the size of who started us.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _peak()
+    action()
+    return _peak() - before
+
+
+def _peak() -> float:
+    status = Path("/proc/self/status").read_text()
+    return next(int(each.split()[1]) / 1024 for each in status.splitlines() if each.startswith("VmHWM:"))
+
+
+def cost(action: Callable[[], object], server: Embedded) -> Cost:
+    """Measure seconds on the clock, and of CPU: ours, of our children, and of the sessions that have ended."""
+    settle(server)
+    quiet = _children(server)
+    began, before = time.perf_counter(), _cpu(server)
+    action()
+    wall = time.perf_counter() - began
+    while not _children(server) <= quiet:  # sessions end a little after their clients
+        time.sleep(0.01)
+    return Cost(wall, _cpu(server) - before)
+
+
+def _children(server: Embedded) -> set[int]:
+    return {each.pid for each in psutil.Process(server.pid).children()}
+
+
+def _cpu(server: Embedded) -> float:
+    sessions = psutil.Process(server.pid).cpu_times()  # of those that were waited for
+    ours = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    ended: float = sessions.children_user + sessions.children_system
+    return ended + sum(each.ru_utime + each.ru_stime for each in ours)
+
+
+def measure(server: Embedded, folder: Path, rounds: int) -> dict[str, list[Cost]]:
+    """Measure everything once a round."""
+    live = Live(server, folder, "live")
+    short = Live(server, folder, "short", "ALTER TABLE t7 DROP COLUMN name")
+    known = short.prove(Outcome.NONE).document
+    upgrade = Command([str(BIN / "alembic"), "upgrade", "head"], folder)
+
+    def upgraded() -> Cost:
+        with database(server) as url:
+            return cost(lambda: upgrade.run(url), server)
+
+    actions: dict[str, Callable[[], object]] = {
+        "replay": live.replay,
+        "proof of head": lambda: live.prove(Outcome.ONE),
+        "proof of nobody's": lambda: short.prove(Outcome.NONE),
+        "proof of nobody's, known": lambda: short.prove(Outcome.NONE, known),
+    }
+    return paired({ALEMBIC: upgraded, **{name: partial(cost, each, server) for name, each in actions.items()}}, rounds)
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    arguments.add_argument("--migrations", type=int, default=1000)
-    arguments.add_argument("--rounds", type=int, default=5)
-    given = arguments.parse_args()
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--migrations", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
     configure(level="warning")
-    measured: dict[str, list[Cost]] = {}
+    with tempfile.TemporaryDirectory() as place, quiet_server() as server:
+        # Once before, in little: what a replay imports is no growth.
+        Live(server, tree(Path(place) / "little", 10), "little").replay()
+        folder = tree(Path(place) / "large", options.migrations)
+        grown = growth(Live(server, folder, "grown").replay)
+        costs = measure(server, folder, options.rounds)
 
-    with tempfile.TemporaryDirectory() as place, embedded_server() as server:
-        folder = Path(place)
-        tree(folder, given.migrations)
-        os.chdir(folder)
-        bench = Bench(server, folder)
-
-        def measure(name: str, action: Callable[[], object]) -> None:
-            measured.setdefault(name, []).append(cost(action, server.pid))
-
-        bench.upgrade("live")
-        bench.execute("DROP TABLE alembic_version")
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        for _ in range(given.rounds):
-            round_of(bench, measure)
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    floor = [statistics.median(column) for column in zip(*measured["alembic upgrade head"], strict=True)]
-    for name, costs in measured.items():
-        wall, cpu = (statistics.median(column) for column in zip(*costs, strict=True))
-        print(f"{name:22} {wall:6.2f} s {wall / floor[0]:5.2f} x   CPU {cpu:6.2f} s {cpu / floor[1]:5.2f} x")
-    print(f"{given.migrations} migrations; the parent grew by {grown:.0f} MB")
+    figures = Figures()
+    print(heading(f"{options.migrations} migrations", "wall, s", "CPU, s", f"wall ÷ {ALEMBIC}", f"CPU ÷ {ALEMBIC}"))
+    measures = columns(costs)
+    for name in costs:
+        spreads = [Spread.of(taken[name]).text(2) for taken in measures.values()]
+        ratios = [
+            "" if name == ALEMBIC else figures.ratio(name, options.migrations, of, ALEMBIC, taken[name], taken[ALEMBIC])
+            for of, taken in measures.items()
+        ]
+        print(line(name, *spreads, *ratios))
+    mark = figures.judged("the parent's growth in MB", grown, PARENT_GROWS)
+    print(f"\nA replay adds {grown:.1f} MB to the memory of the process that asks for it {mark}")
+    figures.end()
 
 
 if __name__ == "__main__":

@@ -1,20 +1,25 @@
-"""Measure a snapshot of a large schema against `pg_dump -s` of the same database.
+"""What a snapshot of a large schema costs, against `pg_dump -s` of the same database, paired in one run.
 
-python bench/snapshot.py [--rounds 7]
+    python bench/snapshot.py [--rounds 9]
+
+Both begin with a connection of their own. Each figure is a median with its quartiles, the ratio the median of those of
+the rounds. Ends with 1 where a bar of bench/bars.py is not kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 
 import psycopg
+from bars import DUMP, Figures, Spread, heading, line
+from measured import paired
+from subject import execute, quiet_server
 
-from alembic_entrypoint.postgres.embedded import embedded_server
 from alembic_entrypoint.schema.snapshot import take
 
 TABLES = 1000
@@ -34,26 +39,37 @@ END $$
 
 
 def seconds(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    """Measure seconds on the clock."""
+    began = time.perf_counter()
     action()
-    return time.perf_counter() - start
+    return time.perf_counter() - began
+
+
+def snapshot(url: str) -> int:
+    """Take a snapshot, and count its facts."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        return len(take(connection).facts)
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--rounds", type=int, default=7)
-    rounds = arguments.parse_args().rounds
-    with embedded_server() as server, psycopg.connect(server.url, autocommit=True) as connection:
-        connection.execute(SCHEMA)
-        connection.execute("ANALYZE")
-        dump = [str(server.bin / "pg_dump"), "--schema-only", "--file", os.devnull, server.url]
-        pairs = [
-            (seconds(lambda: take(connection)), seconds(lambda: subprocess.run(dump, check=True)))
-            for _ in range(rounds)
-        ]
-        facts = len(take(connection).facts)
-    ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-    print(f"{facts} facts: snapshot {ours:.3f} s, pg_dump -s {theirs:.3f} s, ratio {ours / theirs:.2f}")
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    rounds = parser.parse_args().rounds
+    with quiet_server() as server:
+        execute(server.url, SCHEMA, "VACUUM ANALYZE", "CHECKPOINT")
+        command = [str(server.bin / "pg_dump"), "--schema-only", "--file", os.devnull, server.url]
+        actions: dict[str, Callable[[], object]] = {
+            "snapshot": lambda: snapshot(server.url),
+            DUMP: lambda: subprocess.run(command, check=True),
+        }
+        taken = paired({name: partial(seconds, each) for name, each in actions.items()}, rounds)
+        facts = snapshot(server.url)
+    figures = Figures()
+    print(heading("tables", "facts", *(f"{each}, s" for each in taken), f"÷ {DUMP}"))
+    ratio = figures.ratio("snapshot", TABLES, "wall", DUMP, taken["snapshot"], taken[DUMP])
+    print(line(TABLES, facts, *(Spread.of(each).text(3) for each in taken.values()), ratio))
+    figures.end()
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from starts import BIN, database, tree
+from subject import BIN, database, tree
 
 from alembic_entrypoint.postgres.embedded import Embedded, embedded_server
 

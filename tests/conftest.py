@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 
 import pytest
 
-from servers import Database, Server, fresh_database, own_server
+from servers import MAJOR, Database, Server, fresh_database, own_server
 
 # A shell that starts something in the background has it ignore Ctrl-C, and so do we, and so would every child.
 for _signum in (signal.SIGINT, signal.SIGQUIT):
@@ -52,9 +52,10 @@ def pg18() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def server(pg18: Server) -> Server:
+def server(request: pytest.FixtureRequest) -> Server:
     """Give the server that a test uses when it does not care which."""
-    return pg18
+    chosen: Server = request.getfixturevalue(f"pg{MAJOR}")
+    return chosen
 
 
 @pytest.fixture

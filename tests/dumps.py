@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 
-from servers import EXTRA_MAJORS, Database, Server
+from servers import Database, Server
 
 #: Entries of the dump that are no schema, or that do not count.
 DROPPED_TYPES = frozenset({"COMMENT", "STATISTICS", "DEFAULT ACL", "ACL", "BLOB", "BLOB METADATA", "SEQUENCE SET"})
@@ -28,9 +28,9 @@ _WITH_PARAMETERS = frozenset({"TABLE", "MATERIALIZED VIEW", "INDEX", "CONSTRAINT
 
 
 def program(name: str, database: Database) -> str:
-    """Find the server's pg_dump or psql; 13 comes without, and 15's can read it."""
+    """Find the server's pg_dump or psql."""
     assert isinstance(database.server, Server)
-    return str((EXTRA_MAJORS[15] if database.server.major == 13 else database.server.binaries) / name)
+    return str(database.server.programs / name)
 
 
 def dumped(database: Database, *options: str) -> str:

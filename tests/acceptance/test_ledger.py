@@ -245,9 +245,9 @@ def dumped_and_restored(server: Server, database: Database) -> Database:
     server.execute(f"CREATE DATABASE {database.name}_copy")
     copy = Database(server, f"{database.name}_copy")
     dump = subprocess.run(
-        [str(server.binaries / "pg_dump"), "-d", database.url], capture_output=True, text=True, check=True
+        [str(server.programs / "pg_dump"), "-d", database.url], capture_output=True, text=True, check=True
     )
-    restore = [str(server.binaries / "psql"), "-q", "-v", "ON_ERROR_STOP=1", "-d", copy.url]
+    restore = [str(server.programs / "psql"), "-q", "-v", "ON_ERROR_STOP=1", "-d", copy.url]
     subprocess.run(restore, input=dump.stdout, capture_output=True, text=True, check=True)
     return copy
 

@@ -16,7 +16,7 @@ from servers import Database, Server, fresh_database
 RDB = Path(optuna.__file__).parent / "storages" / "_rdb"
 
 
-@pytest.fixture(params=[pytest.param("pg16", marks=pytest.mark.wide), "pg18"])
+@pytest.fixture(params=[pytest.param("pg16", marks=pytest.mark.wide), "server"])
 def each_server(request: pytest.FixtureRequest) -> Server:
     server: Server = request.getfixturevalue(request.param)
     return server
@@ -25,7 +25,7 @@ def each_server(request: pytest.FixtureRequest) -> Server:
 def dump(server: Server, database: Database) -> str:
     """Write the schema as text, without the lines that differ between any two dumps."""
     done = subprocess.run(
-        [str(server.binaries / "pg_dump"), "-s", "-N", "alembic_entrypoint", "-d", database.url],
+        [str(server.programs / "pg_dump"), "-s", "-N", "alembic_entrypoint", "-d", database.url],
         capture_output=True,
         text=True,
         check=True,

@@ -11,7 +11,7 @@ import pytest
 
 from commands import Result, entrypoint
 from projects import Project, project
-from servers import Database, Server
+from servers import Database, Server, fresh_database
 
 
 @pytest.fixture
@@ -292,26 +292,26 @@ def test_the_ledger_tells_what_was_recorded_before(tree: Project, database: Data
     ]
 
 
-def test_a_role_that_may_not_create_a_database_is_told_the_other_ways(
-    tree: Project, server: Server, database: Database
-) -> None:
-    role = f"weak_{database.name}"
-    server.execute(f"CREATE ROLE {role} LOGIN")
-    try:
-        database.execute(f"GRANT ALL ON SCHEMA public TO {role}; GRANT CREATE ON DATABASE {database.name} TO {role}")
-        env = {"DATABASE_URL": database.url.replace("postgres@", f"{role}@")}
-        assert entrypoint("migrate", cwd=tree.folder, env=env).code == 0
-        database.execute(FORGET["lost"])
-        result = entrypoint("migrate", cwd=tree.folder, env=env)
-        assert result.code == 77
-        assert "ALEMBIC_ENTRYPOINT_SCRATCH" in result.message
-        assert recorded(database) == ["a2242b61af45"]
-        embedded = entrypoint("migrate", "--scratch", "embedded", cwd=tree.folder, env=env)
-        assert embedded.code == 0, embedded.message
-        assert recorded(database) == ["r3"]
-    finally:
-        database.execute(f"DROP OWNED BY {role}")
-        server.execute(f"DROP ROLE {role}")
+def test_a_role_that_may_not_create_a_database_is_told_the_other_ways(tree: Project, pg18: Server) -> None:
+    with fresh_database(pg18) as database:  # the embedded PostgreSQL is of this major
+        role = f"weak_{database.name}"
+        pg18.execute(f"CREATE ROLE {role} LOGIN")
+        try:
+            grants = f"GRANT ALL ON SCHEMA public TO {role}; GRANT CREATE ON DATABASE {database.name} TO {role}"
+            database.execute(grants)
+            env = {"DATABASE_URL": database.url.replace("postgres@", f"{role}@")}
+            assert entrypoint("migrate", cwd=tree.folder, env=env).code == 0
+            database.execute(FORGET["lost"])
+            result = entrypoint("migrate", cwd=tree.folder, env=env)
+            assert result.code == 77
+            assert "ALEMBIC_ENTRYPOINT_SCRATCH" in result.message
+            assert recorded(database) == ["a2242b61af45"]
+            embedded = entrypoint("migrate", "--scratch", "embedded", cwd=tree.folder, env=env)
+            assert embedded.code == 0, embedded.message
+            assert recorded(database) == ["r3"]
+        finally:
+            database.execute(f"DROP OWNED BY {role}")
+            pg18.execute(f"DROP ROLE {role}")
 
 
 def test_a_proof_that_was_owed_is_given_before_the_app_starts(tree: Project, database: Database) -> None:

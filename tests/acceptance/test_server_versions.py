@@ -14,7 +14,7 @@ from servers import Server, fresh_database
 OLD = [pytest.param(name, marks=pytest.mark.extra) for name in ("pg13", "pg15")]
 
 
-@pytest.fixture(params=[*OLD, "pg16", "pg18"])
+@pytest.fixture(params=["server", "pg16", *OLD])
 def each_server(request: pytest.FixtureRequest) -> Server:
     server: Server = request.getfixturevalue(request.param)
     return server

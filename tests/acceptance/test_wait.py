@@ -214,7 +214,8 @@ def test_a_server_that_recovers_is_waited_for_and_used_when_it_has(tree: Project
         options = ["-p", str(server.port), "-h", "127.0.0.1", "-k", "", "-c", "hot_standby=off", "-c", "fsync=off"]
         command = [str(server.binaries / "postgres"), "-D", str(server.data), *options]
         server.process = embedded.start_process(command, server.data.parent, server.data.parent / "log")
-        with waiting(tree, server.url, "not accepting connections") as running:
+        reason = "not accepting connections" if server.major > 13 else "starting up"
+        with waiting(tree, server.url, reason) as running:
             (server.data / "promote").touch()
             embedded.own(server.data / "promote")
             server.process.send_signal(signal.SIGUSR1)  # as `pg_ctl promote` does

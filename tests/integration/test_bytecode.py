@@ -233,8 +233,8 @@ def test_fresh_bytecode_stays_byte_for_byte(tree: Tree) -> None:
         tree.compile(name)
         optimized = cache_from_source(name, optimization="2")
         tree.compile(name, to=optimized)
-        other_python = (tree.folder / cached(name)).with_name(f"{Path(name).stem}.cpython-310.pyc")
-        other_python.write_bytes(b"\x6f\x0d\r\n" + (tree.folder / cached(name)).read_bytes()[4:])
+        other_python = (tree.folder / cached(name)).with_name(f"{Path(name).stem}.cpython-39.pyc")
+        other_python.write_bytes(b"\x61\x0d\r\n" + (tree.folder / cached(name)).read_bytes()[4:])
     before = {path: (path.stat().st_ino, path.read_bytes()) for path in tree.folder.rglob("*.pyc")}
     assert len(before) == 9
     assert tree.clean() == {}

@@ -86,7 +86,7 @@ def test_connect_functions_that_env_py_imported_by_name(tmp_path: Path, database
 def scram() -> Iterator[Server]:
     """Give a server that wants passwords."""
     hba = "host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
-    with own_server(18, hba=hba) as made:
+    with own_server(hba=hba) as made:
         made.execute("CREATE ROLE app LOGIN SUPERUSER PASSWORD 'the token'")
         yield made
 

@@ -38,7 +38,7 @@ PASSWORDS = {
 def scram() -> Iterator[Server]:
     """Give a server that wants each role's password, but for that of the tests."""
     hba = "host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
-    with own_server(18, hba=hba) as server:
+    with own_server(hba=hba) as server:
         with server.connect() as connection:
             for name, password in PASSWORDS.items():
                 create = sql.SQL("CREATE ROLE {} LOGIN SUPERUSER PASSWORD {}")

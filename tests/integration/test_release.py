@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from alembic_entrypoint import __version__
-from dropins import call
+from dropins import call, tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,6 +74,18 @@ def test_the_workflows_use_what_there_is() -> None:
     assert release["permissions"] == {}
     assert rights["pypi"] == {"id-token": "write"}
     assert {*release["jobs"]["pypi"]["needs"]} == {*release["jobs"]["image"]["needs"]} == {"ci", "build"}
+
+
+def test_the_lowest_versions_that_are_tested_are_those_that_pyproject_allows() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    drivers = [each for each in project["optional-dependencies"]["dev"] if each.startswith(("asyncpg", "psycopg2"))]
+    floors = dict(each.split(">=") for each in (*project["dependencies"], *drivers))
+    floors["psycopg"] = floors["psycopg-binary"] = floors.pop("psycopg[binary]")
+    pins = dict(line.split("==") for line in (ROOT / "tests" / "lowest.txt").read_text().split())
+    wrong = [
+        name for name, floor in floors.items() if not re.fullmatch(rf"{re.escape(floor)}(\.0)*", pins.get(name, ""))
+    ]
+    assert wrong == []
 
 
 @pytest.mark.extra

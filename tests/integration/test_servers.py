@@ -42,8 +42,8 @@ def test_each_shared_server_is_of_its_major(major: int, request: pytest.FixtureR
         assert database.query("SELECT current_database()") == [(database.name,)]
 
 
-def test_the_default_server_is_18(server: Server) -> None:
-    assert server.query(MAJOR) == [(18,)]
+def test_the_default_server_is_of_the_chosen_major(server: Server) -> None:
+    assert server.query(MAJOR) == [(servers.MAJOR,)]
 
 
 def test_a_missing_server_fails_the_test_with_what_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
