@@ -188,11 +188,11 @@ def look(order: Request, settings: Settings, target: Target) -> Seen:
 
 
 def log_cleaned(cleaned: Mapping[str, Any]) -> None:
-    """Say which stale bytecode was removed, and which could not be: the worker runs none of it all the same."""
-    if cleaned["removed"] or cleaned["kept"]:
+    """Say which stale bytecode was removed, and which was not: the worker runs none of it all the same."""
+    if any(cleaned[name] for name in ("removed", "kept", "sourceless")):
         level = "warning" if cleaned["kept"] else "info"
-        kept = cleaned["kept"] or None
-        log("bytecode.removed", level=level, count=len(cleaned["removed"]), removed=cleaned["removed"], kept=kept)
+        others = {name: cleaned[name] or None for name in ("kept", "sourceless")}
+        log("bytecode.removed", level=level, count=len(cleaned["removed"]), removed=cleaned["removed"], **others)
 
 
 def _patience(settings: Settings) -> Callable[[], None]:
