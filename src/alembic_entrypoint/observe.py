@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from alembic_entrypoint.address import Address, Place
+from alembic_entrypoint.address import TLS_PARAMETERS, Address, Place
 from alembic_entrypoint.errors import Denied, Ended, Misconfigured, TryAgain
 from alembic_entrypoint.facts import Facts, Graph, Inputs, Migration, VersionTable
 from alembic_entrypoint.logs import log
@@ -66,7 +66,19 @@ class WorkerFailed(Exception):
 
 def find_target(settings: Settings) -> Target:
     """Take the database that a setting names, else ask `env.py` where it would connect. Raises Misconfigured."""
-    return given(settings) or named(_ask(settings), is_given=False)
+    return given(settings) or named(_ask(request("ask", settings, None), settings), settings, is_given=False)
+
+
+def ask_credentials(settings: Settings, target: Target) -> Mapping[str, str]:
+    """Ask `env.py` with what it logs in to the target, beyond what the address names. Raises Ended."""
+    order = request("ask", settings, target if target.is_given else None, places=target.places)
+    asked, ours = _ask(order, settings).parameters, target.address.parameters
+    if "user" in ours and ours["user"] != asked.get("user"):
+        raise Misconfigured(f"it connects as {asked.get('user')}")
+    names = (TLS_PARAMETERS | {"user", "password", "passfile"}) - ours.keys()
+    if not names & asked.keys():
+        raise Misconfigured("it connects without one")
+    return {name: asked[name] for name in names & asked.keys()}
 
 
 def request(order: str, settings: Settings, target: Target | None, **keys: Any) -> Request:
@@ -77,7 +89,8 @@ def request(order: str, settings: Settings, target: Target | None, **keys: Any) 
         config=settings.config,
         section=settings.section,
         x=settings.x,
-        parameters=dict(target.address.parameters) if target else None,
+        parameters=dict(target.address.login) if target else None,
+        lent=tuple(target.address.lent) if target else (),
         driver=target.address.driver if target else None,
         is_given=bool(target and target.is_given),
         connect_timeout=settings.wait_timeout,
@@ -85,9 +98,9 @@ def request(order: str, settings: Settings, target: Target | None, **keys: Any) 
     )
 
 
-def _ask(settings: Settings) -> Address:
+def _ask(order: Request, settings: Settings) -> Address:
     configured = ""
-    with Worker(request("ask", settings, None), settings.python) as worker:
+    with Worker(order, settings.python) as worker:
         for message in worker.messages(_patience(settings)):
             if message["said"] == "configured":
                 configured = message["url"]
@@ -225,10 +238,9 @@ def _reached(target: Target, observed: Message | None, settings: Settings) -> Ta
         return dataclasses.replace(target, places=tuple(dict.fromkeys([*target.places, *found])))
     if found[-1] in target.places:
         return target
-    address = Address(observed["parameters"], observed["driver"])
-    keep_secret(address)
-    log("settings.asked", database=str(address), note="env.py connects elsewhere first")
-    return Target(await_database(address, settings.wait_timeout).address, is_given=False, places=(found[-1],))
+    elsewhere = named(Address(observed["parameters"], observed["driver"]), settings, is_given=False)
+    log("settings.asked", database=str(elsewhere.address), note="env.py connects elsewhere first")
+    return elsewhere.at(await_database(elsewhere.address, settings.wait_timeout).address)
 
 
 def _place(message: Message) -> Place:

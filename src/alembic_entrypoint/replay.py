@@ -193,7 +193,7 @@ def _order(settings: Settings, target: Target, scratch: Address, wanted: Replay,
     session = {**ALIVE, "application_name": "alembic-entrypoint replaying"}
     order = request("replay", settings, target, token=token, session=session, replay=wanted)
     places = tuple(dict.fromkeys([*target.places, place_from_here(scratch)]))
-    return dataclasses.replace(order, places=places, parameters=dict(scratch.parameters))
+    return dataclasses.replace(order, places=places, parameters=dict(scratch.login), lent=tuple(scratch.lent))
 
 
 def _died(worker: Worker, progress: _Progress) -> Message:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
+import socketserver
+import textwrap
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,37 +91,118 @@ def scram() -> Iterator[Server]:
     """Give a server that wants passwords."""
     hba = "host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
     with own_server(18, hba=hba) as made:
-        made.execute("CREATE ROLE app LOGIN SUPERUSER PASSWORD 'the token'")
         yield made
 
 
-@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-def test_a_do_connect_listener_that_adds_a_token(tmp_path: Path, scram: Server, driver: str) -> None:
-    listener = """
-@event.listens_for(engine, "do_connect")
-def add_token(dialect, record, arguments, parameters):
-    parameters["password"] = "the token"
+@pytest.fixture
+def tokens(scram: Server) -> Iterator[list[str]]:
+    """Give tokens for the role `app` to whoever connects to the port that comes first; only the newest is good."""
+    given: list[str] = []
+
+    class Giving(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            given.append(f"token-{secrets.token_hex(8)}")
+            scram.execute(f"ALTER ROLE app PASSWORD '{given[-1]}'")
+            self.request.sendall(given[-1].encode())
+
+    scram.execute("CREATE ROLE app LOGIN SUPERUSER PASSWORD 'constant token'")
+    with socketserver.TCPServer(("127.0.0.1", 0), Giving) as service:
+        threading.Thread(target=service.serve_forever, daemon=True).start()
+        given.append(str(service.server_address[1]))
+        yield given
+        service.shutdown()
+    scram.execute("DROP OWNED BY app; DROP ROLE app")
+
+
+#: What env.py does for a password, where TOKEN_PORT names no service that gives a new one for each connection.
+TOKEN = """
+import socket
+used = []
+def token():
+    if "TOKEN_PORT" not in os.environ:
+        return "constant token"
+    with socket.create_connection(("127.0.0.1", int(os.environ["TOKEN_PORT"]))) as service:
+        used.append(service.recv(100).decode())
+    return used[-1]
+
+async def awaited_token():
+    return token()
 """
+LISTENER = """
+    @event.listens_for(engine.sync_engine if hasattr(engine, "sync_engine") else engine, "do_connect")
+    def add_token(dialect, record, arguments, parameters):
+        parameters["password"] = token()
+"""
+
+
+def env_with_token(driver: str, how: str) -> str:
+    """Write an `env.py` that adds a token to each connection: by a listener, or by a callable that is given."""
+    env = env_on(driver)
+    if how != "listener":
+        env = env.replace("poolclass=", f"connect_args={{'password': {how}}}, poolclass=")
+    else:
+        at = "    async with engine" if driver == "asyncpg" else "with engine"
+        listener = LISTENER if driver == "asyncpg" else textwrap.dedent(LISTENER)
+        env = env.replace(at, f"{listener}\n{at}")
+    return env.replace("config = context.config", f"from sqlalchemy import event\nconfig = context.config\n{TOKEN}")
+
+
+TOKENS = [*((driver, "listener") for driver in DRIVERS), ("asyncpg", "token"), ("asyncpg", "awaited_token")]
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+@pytest.mark.parametrize(("driver", "how"), TOKENS)
+def test_a_token_that_env_py_adds(
+    tmp_path: Path, scram: Server, tokens: list[str], driver: str, how: str, is_given: bool
+) -> None:
     with fresh_database(scram) as database:
-        env = env_on(driver, repr(f"postgresql+{driver}://app@127.0.0.1:{scram.port}/{database.name}"))
-        tree = tree_in(tmp_path, env.replace("with engine", listener + "\nwith engine"))
-        result = migrate(tree)
+        url = f"postgresql+{driver}://app@127.0.0.1:{scram.port}/{database.name}"
+        tree = tree_in(tmp_path, env_with_token(driver, how), ini=ini_with("driver://" if is_given else url))
+        given = {"DATABASE_URL": url} if is_given else {}
+        result = migrate(tree, ALEMBIC_ENTRYPOINT_LOG_LEVEL="debug", **given)
         assert_migrated(result, database)
-        assert "the token" not in result.stderr
+        assert "constant token" not in result.stderr
 
 
-def test_each_connection_may_have_a_token_of_its_own(tmp_path: Path, scram: Server) -> None:
+@pytest.mark.parametrize("is_given", [True, False])
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_each_connection_may_have_a_token_of_its_own(
+    tmp_path: Path, scram: Server, tokens: list[str], driver: str, is_given: bool
+) -> None:
     # As with Azure's and AWS's tokens: what the first connection used is good for nothing else.
-    listener = """
-@event.listens_for(engine, "do_connect")
-def add_token(dialect, record, arguments, parameters):
-    parameters["password"] = "the token"
-    parameters["application_name"] = "app"
-"""
     with fresh_database(scram) as database:
-        env = env_on("psycopg", repr(f"postgresql+psycopg://app@127.0.0.1:{scram.port}/{database.name}"))
-        tree = tree_in(tmp_path, env.replace("with engine", listener + "\nwith engine"))
-        assert_migrated(migrate(tree), database)
+        url = f"postgresql+{driver}://app@127.0.0.1:{scram.port}/{database.name}"
+        printing = "\nprint(used)\n"
+        tree = tree_in(
+            tmp_path, env_with_token(driver, "listener") + printing, ini=ini_with("driver://" if is_given else url)
+        )
+        given = {"DATABASE_URL": url} if is_given else {}
+        result = migrate(tree, TOKEN_PORT=tokens[0], ALEMBIC_ENTRYPOINT_LOG_LEVEL="debug", **given)
+        assert_migrated(result, database)
+        assert len(tokens) > 3
+        assert "['***']" in [each["line"] for each in result.named("worker.output")]
+        assert not [each for each in tokens[1:] if each in result.stderr]
+
+
+def test_a_token_that_env_py_adds_is_added_in_a_replay(tmp_path: Path, scram: Server, tokens: list[str]) -> None:
+    with fresh_database(scram) as database:
+        url = f"postgresql+psycopg2://app@127.0.0.1:{scram.port}/{database.name}"
+        tree = tree_in(tmp_path, env_with_token("psycopg2", "listener"))
+        database.execute("CREATE TABLE t1 (id int PRIMARY KEY); CREATE TABLE t2 (id int PRIMARY KEY)")
+        result = migrate(tree, DATABASE_URL=url)
+        assert_migrated(result, database)
+        assert result.named("schema.proved")
+
+
+def test_a_password_that_nobody_names_is_asked_of_env_py_in_vain(
+    tmp_path: Path, scram: Server, tokens: list[str]
+) -> None:
+    with fresh_database(scram) as database:
+        url = f"postgresql://app@127.0.0.1:{scram.port}/{database.name}"
+        result = migrate(tree_in(tmp_path, env_py()), DATABASE_URL=url, ALEMBIC_ENTRYPOINT_WAIT_TIMEOUT="0")
+    assert result.code == 77
+    assert "no password supplied" in result.message
+    assert "No setting names a password, so env.py was asked for one: it connects without one" in result.message
 
 
 def test_a_pool_that_is_kept_and_asked_twice(tmp_path: Path, database: Database) -> None:

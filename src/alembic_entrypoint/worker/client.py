@@ -13,8 +13,10 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
+from alembic_entrypoint.address import Address
 from alembic_entrypoint.errors import Misconfigured
 from alembic_entrypoint.logs import log
+from alembic_entrypoint.target import keep_secret
 from alembic_entrypoint.worker.messages import Lines, Message, Request, decode, write
 
 LONGEST_LINE = 1 << 14
@@ -152,6 +154,9 @@ class Worker:
         for line in lines:
             if name == "messages":
                 message = decode(line)
+                if message["said"] == "secret":
+                    keep_secret(Address(message["parameters"]))
+                    continue
                 self._said = message["said"]
                 self.is_idle = self._said == "idle"
                 yield message

@@ -62,7 +62,8 @@ class Replay:
 class Request:
     """What the parent wants of a worker."""
 
-    #: load: read the migrations, without env.py · ask: where would env.py connect · observe: look, change nothing ·
+    #: load: read the migrations, without env.py · ask: where would env.py connect, and with which password, where
+    #: there are places only to one of those · observe: look, change nothing ·
     #: look: the same under the lock, where env.py may write · migrate: look, wait for the word, upgrade or downgrade ·
     #: sql: print what that would run · replay: run migrations in scratch, and tell what each of them makes
     order: str
@@ -72,6 +73,8 @@ class Request:
     x: tuple[str, ...] = ()
     #: libpq's parameters of the target; None where env.py is asked
     parameters: Mapping[str, str] | None = None
+    #: those of them that env.py gave, because the target's URL names no password
+    lent: tuple[str, ...] = ()
     #: the driver that the target's URL named, without the dialect
     driver: str | None = None
     #: whether a setting named the target, so that `sqlalchemy.url` is set to it
@@ -105,7 +108,7 @@ class Request:
     def decode(cls, message: Message) -> Request:
         """Read it back from a message."""
         places = tuple(Place(tuple(p["hosts"]), tuple(p["ports"]), p["dbname"]) for p in message.pop("places"))
-        lists: Any = {name: tuple(message.pop(name)) for name in ("x", "starting")}
+        lists: Any = {name: tuple(message.pop(name)) for name in ("x", "starting", "lent")}
         asked = message.pop("replay")
         replay = Replay(**{name: _tuples(value) for name, value in asked.items()}) if asked else None
         return cls(places=places, replay=replay, **lists, **message)
