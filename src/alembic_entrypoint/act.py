@@ -19,6 +19,7 @@ from alembic_entrypoint.keeper import Keeper
 from alembic_entrypoint.lock import Lock, LockLost
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.observe import (
+    NEEDY,
     WorkerFailed,
     facts_of,
     look,
@@ -53,12 +54,19 @@ GRACE = 0.7
 def look_locked(lock: Lock, settings: Settings, target: Target) -> None:
     """See, where `env.py` may write, that it migrates this database and only once: before anything is migrated.
 
-    Raises Misconfigured, Denied, TryAgain.
+    What it commits is rolled back, so that nothing is left where it is refused, and nothing is done twice where it is
+    not; but for an `env.py` that goes on only with what it has committed. Raises Misconfigured, Denied, TryAgain.
     """
+    order = dataclasses.replace(_order(lock, settings, target), order="look")
     try:
-        look(dataclasses.replace(_order(lock, settings, target), order="look"), settings, target)
-    except WorkerFailed as error:
-        raise misconfigured(error) from None
+        look(order, settings, target)
+    except WorkerFailed as first:
+        if first.kind not in NEEDY:
+            raise misconfigured(first) from None
+        try:
+            look(dataclasses.replace(order, keeps=True), settings, target)
+        except WorkerFailed as error:
+            raise misconfigured(error, "Nothing was migrated; what env.py itself commits stays") from None
 
 
 def settle_locked(

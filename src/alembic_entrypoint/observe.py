@@ -28,6 +28,10 @@ from alembic_entrypoint.worker.messages import Message, Request
 PATIENCE, SHORTEST_PATIENCE = 5, 10.0
 
 
+#: Kinds of failure of an `env.py` that may need what was kept from it.
+NEEDY = ("error", "exit")
+
+
 class NeedsWriting(Exception):
     """`env.py` writes before it migrates, so that it can be run only under the lock."""
 
@@ -145,7 +149,7 @@ def observe(settings: Settings, target: Target, *, is_cleaning: bool = False, st
     except WorkerFailed as first:
         if first.kind == "read_only":
             raise _needs_writing(first, order, settings, target) from None
-        if not target.is_given or first.kind not in ("error", "exit"):
+        if not target.is_given or first.kind not in NEEDY:
             raise misconfigured(first) from None
         return _observe_unredirected(first, order, settings, target)
 
@@ -255,7 +259,7 @@ def _died(worker: Worker) -> Message:
     }
 
 
-def misconfigured(error: WorkerFailed) -> Ended:
+def misconfigured(error: WorkerFailed, changed: str = "Nothing was changed") -> Ended:
     """Say why `env.py` could not be run: 78, or 77 and 75 where the database is what stood in the way."""
     message = error.message
     text, kind, sqlstate = str(message.get("error")), message.get("kind"), str(message.get("sqlstate") or "")
@@ -268,15 +272,15 @@ def misconfigured(error: WorkerFailed) -> Ended:
             "interpreter that has them."
         )
     if kind == "fence":
-        return TryAgain(f"The lock was lost while the migrations were being prepared: {text}. Nothing was changed.")
+        return TryAgain(f"The lock was lost while the migrations were being prepared: {text}. {changed}.")
     if sqlstate.startswith("42501"):
         return Denied(f"The role lacks a right: {text}\nGrant it, or use a role that has it.")
     if "statement pooling" in text:  # PgBouncer's words, at the first BEGIN
         return Misconfigured(SHARED)
     if sqlstate[:2] in ("08", "57", "53"):
-        return TryAgain(f"The connection was lost while looking: {text}. Nothing was changed.")
+        return TryAgain(f"The connection was lost while looking: {text}. {changed}.")
     trace = str(message.get("traceback") or "").rstrip()
-    return Misconfigured(f"env.py failed before any migration ran: {text}. Nothing was changed.\n{trace}")
+    return Misconfigured(f"env.py failed before any migration ran: {text}. {changed}.\n{trace}")
 
 
 def graph_of(message: Message) -> Graph:

@@ -234,21 +234,34 @@ def test_an_engine_that_is_made_for_one_run_and_disposed_of(tmp_path: Path, data
 
 
 SECOND = """
-other = create_engine(os.environ["OTHER"])
-with other.begin() as second:
+with create_engine(os.environ["OTHER"]).begin() as second:
     second.execute(text("INSERT INTO audit VALUES ('here')"))
+"""
+ASYNC_SECOND = """
+import asyncio
+from sqlalchemy.ext.asyncio import create_async_engine
+
+async def write():
+    async with create_async_engine(os.environ["OTHER"], poolclass=pool.NullPool).begin() as second:
+        await second.execute(text("INSERT INTO audit VALUES ('here')"))
+
+asyncio.run(write())
 """
 
 
-@pytest.mark.parametrize(("place", "is_given"), [("above", True), ("after", True), ("after", False)])
-def test_a_second_engine_to_another_database_is_left_alone(
-    tmp_path: Path, database: Database, other: Database, place: str, is_given: bool
+@pytest.mark.parametrize(
+    ("driver", "place", "is_given"),
+    [*((driver, "above", True) for driver in DRIVERS), ("psycopg", "after", True), ("psycopg", "after", False)],
+)
+def test_a_second_engine_that_writes_to_another_database_does_so_once(
+    tmp_path: Path, database: Database, other: Database, driver: str, place: str, is_given: bool
 ) -> None:
-    tree = tree_in(tmp_path, env_py("create_engine(os.environ['URL'])", **{place: SECOND}))
+    second = ASYNC_SECOND if driver == "asyncpg" else SECOND
+    tree = tree_in(tmp_path, env_py("create_engine(os.environ['URL'])", **{place: second}))
     given = {"DATABASE_URL": database.url} if is_given else {}
-    result = migrate(tree, OTHER=url_on("psycopg", other), URL=url_on("psycopg", database), **given)
+    result = migrate(tree, OTHER=url_on(driver, other), URL=url_on("psycopg", database), **given)
     assert_migrated(result, database)
-    assert set(other.query("SELECT line FROM audit")) == {("here",)}
+    assert other.query("SELECT line FROM audit") == [("here",)]
     assert tables(other) == ["public.audit"]
 
 
@@ -347,6 +360,14 @@ def test_an_env_py_that_creates_its_schema_again_at_each_start(tmp_path: Path, d
     assert_migrated(migrate(tree, database), database)
     # Now that the schema is there it is a notice; but PostgreSQL still calls it a write.
     assert migrate(tree, database).state == "CURRENT"
+
+
+def test_an_env_py_that_needs_the_schema_that_it_creates(tmp_path: Path, database: Database) -> None:
+    # A look under the lock keeps nothing; this one must.
+    need = "connection.execute(text(\"COMMENT ON SCHEMA app IS 'ours'\")); connection.commit()"
+    tree = tree_in(tmp_path, env_py(before=f"{WRITING['in a transaction']}; {need}"))
+    assert_migrated(migrate(tree, database), database)
+    assert schemas(database) == ["app"]
 
 
 def test_an_async_env_py_that_creates_its_schema_first(tmp_path: Path, database: Database) -> None:

@@ -182,6 +182,8 @@ def _migrate(request: Request, parent: Parent, policy: connections.Policy, work:
 
     fence = transactions.Fence(policy, request.token, request.session)
     fence.keep(work.commit)
+    if request.order == "look" and not request.keeps:
+        transactions.keep_nothing()
     if environment.configured_place and request.is_given and policy.places is not None:
         policy.places.add(environment.configured_place)
 

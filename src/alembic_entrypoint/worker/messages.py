@@ -93,6 +93,8 @@ class Request:
     stays: bool = False
     #: whether stale bytecode in the migrations' folders is removed before they are loaded
     is_cleaning: bool = False
+    #: whether what env.py commits in a look under the lock stays, since it fails without
+    keeps: bool = False
     #: what to go down to, instead of up to the target
     downgrade: str | None = None
     #: recorded revisions to start from, for `sql`
