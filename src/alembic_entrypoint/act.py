@@ -21,6 +21,7 @@ from alembic_entrypoint.logs import log
 from alembic_entrypoint.observe import (
     NEEDY,
     WorkerFailed,
+    died,
     facts_of,
     look,
     misconfigured,
@@ -41,7 +42,7 @@ from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.target import Target
 from alembic_entrypoint.watch import Progress, Watch, note
 from alembic_entrypoint.worker.client import Worker
-from alembic_entrypoint.worker.messages import Message, Request
+from alembic_entrypoint.worker.messages import Message, Request, ended_with
 
 T = TypeVar("T")
 #: What is done about one thing that a worker says.
@@ -161,16 +162,11 @@ def _run_worker(given: AbstractContextManager[Worker], lock: Lock, hear: Hear, p
             _cancel(lock, worker)
             raise
         if progress.failure is None and progress.decision is None:
-            error = {
-                "kind": "died",
-                "error": "the worker ended without a word",
-                "traceback": "\n".join(worker.last_output),
-            }
-            raise misconfigured(WorkerFailed(error))
+            raise misconfigured(WorkerFailed(died(worker)))
         if progress.failure is None and worker.exit_status:
             progress.failure = {
                 "kind": "died",
-                "error": f"the worker was ended with status {worker.exit_status}",
+                "error": ended_with(worker.exit_status, f"the worker was ended with status {worker.exit_status}"),
                 "sqlstate": None,
                 "migration": progress.migration,
             }

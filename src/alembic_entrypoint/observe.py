@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.target import Target, given, keep_secret, named
 from alembic_entrypoint.wait import await_database
 from alembic_entrypoint.worker.client import Worker
-from alembic_entrypoint.worker.messages import Message, Request
+from alembic_entrypoint.worker.messages import Message, Request, ended_with
 
 #: Times WAIT_TIMEOUT, and seconds at the least, in which env.py must come to its migrations.
 PATIENCE, SHORTEST_PATIENCE = 5, 10.0
@@ -115,7 +115,7 @@ def _ask(order: Request, settings: Settings) -> Address:
                 return address
             elif message["said"] == "failed":
                 raise _nothing_named(misconfigured(WorkerFailed(message)), configured)
-    raise _nothing_named(misconfigured(WorkerFailed(_died(worker))), configured)
+    raise _nothing_named(misconfigured(WorkerFailed(died(worker))), configured)
 
 
 def _nothing_named(error: Ended, configured: str) -> Ended:
@@ -185,19 +185,19 @@ def _needs_writing(first: WorkerFailed, order: Request, settings: Settings, targ
 
 def look(order: Request, settings: Settings, target: Target) -> Seen:
     """Run one worker that looks, for as long as our patience lasts. Raises WorkerFailed, Misconfigured."""
-    observed: Message | None = None
+    observed: list[Message] = []
     with ExitStack() as stack:
         worker = stack.enter_context(Worker(order, settings.python))
-        for message in worker.messages(_patience(settings)):
+        for message in worker.messages(_patience(settings, observed)):
             if message["said"] == "cleaned":
                 log_cleaned(message)
             elif message["said"] == "observed":
-                observed = message
+                observed.append(message)
             elif message["said"] == "failed":
-                raise WorkerFailed(message, observed)
-        if observed is None:
-            raise WorkerFailed(_died(worker))
-        facts, reached = facts_of(observed, settings), _reached(target, observed, settings)
+                raise WorkerFailed(message, *observed[-1:])
+        if not observed:
+            raise WorkerFailed(died(worker))
+        facts, reached = facts_of(observed[-1], settings), _reached(target, observed[-1], settings)
         if not worker.is_idle:
             return Seen(facts, reached)
         stack.pop_all()
@@ -212,8 +212,11 @@ def log_cleaned(cleaned: Mapping[str, Any]) -> None:
         log("bytecode.removed", level=level, count=len(cleaned["removed"]), removed=cleaned["removed"], **others)
 
 
-def _patience(settings: Settings) -> Callable[[], None]:
-    """Make a tick that says once that `env.py` takes long, and ends the wait for it. Raises Misconfigured."""
+def _patience(settings: Settings, observed: Sequence[Message] = ()) -> Callable[[], None]:
+    """Make a tick that says once that `env.py` takes long, and ends the wait for it. Raises Misconfigured.
+
+    `observed` is empty for as long as it has not come to its migrations.
+    """
     limit = max(SHORTEST_PATIENCE, PATIENCE * settings.wait_timeout)
     started = time.monotonic()
     told: list[float] = []
@@ -221,8 +224,9 @@ def _patience(settings: Settings) -> Callable[[], None]:
     def tick() -> None:
         elapsed = time.monotonic() - started
         if elapsed > limit:
+            what = "came to its migrations, and did not end" if observed else "did not come to its migrations"
             raise Misconfigured(
-                f"env.py did not come to its migrations within {limit:g} s, so it was ended. Nothing was changed.\n"
+                f"env.py {what} within {limit:g} s, so it was ended. Nothing was changed.\n"
                 "It may wait for something that never comes. If it only needs longer: ALEMBIC_ENTRYPOINT_WAIT_TIMEOUT, "
                 f"of which this is {PATIENCE} times as much, and {SHORTEST_PATIENCE:g} s at the least."
             )
@@ -251,10 +255,12 @@ def _place(message: Message) -> Place:
     return Place(tuple(message["hosts"]), tuple(message["ports"]), message["dbname"])
 
 
-def _died(worker: Worker) -> Message:
+def died(worker: Worker) -> Message:
+    """Describe the end of a worker that said nothing."""
+    status = worker.exit_status or 0
     return {
         "kind": "died",
-        "error": f"the worker ended without a word, with status {worker.exit_status or 0}",
+        "error": ended_with(status, f"the worker ended without a word, with status {status}"),
         "traceback": "\n".join(worker.last_output),
     }
 

@@ -27,7 +27,7 @@ from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.target import Target, place_from_here
 from alembic_entrypoint.wait import connected
 from alembic_entrypoint.worker.client import Worker
-from alembic_entrypoint.worker.messages import Message, Replay, Request
+from alembic_entrypoint.worker.messages import Message, Replay, Request, ended_with
 
 #: Seconds between two lines that say how far a replay is.
 TOLD_AGAIN = 5.0
@@ -198,8 +198,9 @@ def _order(settings: Settings, target: Target, scratch: Address, wanted: Replay,
 
 def _died(worker: Worker, progress: _Progress) -> Message:
     after = progress.message["revision"] if progress.message else None
-    error = f"the worker ended without a word, with status {worker.exit_status or 0}, after {after or 'nothing'}"
-    return {"kind": "died", "error": error, "migration": None}
+    status = worker.exit_status or 0
+    error = f"the worker ended without a word, with status {status}, after {after or 'nothing'}"
+    return {"kind": "died", "error": ended_with(status, error), "migration": None}
 
 
 class _Progress:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from env_forms import assert_migrated, async_env_py, env_py, ini_with, migrate, recorded, tables, tree_in
+from env_forms import assert_migrated, async_env_py, env_py, ini_with, migrate, recorded, tables, tree_in, url_on
 
 from commands import entrypoint, environment, started
 from servers import Database, is_running, wait_until
@@ -193,6 +195,44 @@ def test_descriptors_that_env_py_closes(tmp_path: Path, database: Database, how:
     assert_migrated(migrate(tree_in(tmp_path, env_py(above=how)), database), database)
 
 
+def test_a_low_limit_of_open_files(tmp_path: Path, database: Database) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+
+    tree = tree_in(tmp_path, env_py())
+    result = entrypoint("migrate", cwd=tree.folder, env={"DATABASE_URL": database.url}, preexec_fn=limit)
+    assert_migrated(result, database)
+
+
+CLOSING = "os.closerange(3, os.sysconf('SC_OPEN_MAX'))"
+
+
+@pytest.mark.parametrize(("is_given", "thread"), [(True, ""), (True, "threading.Event().wait"), (False, "")])
+def test_an_env_py_that_closes_the_pipe_of_its_worker_is_told_so(
+    tmp_path: Path, database: Database, is_given: bool, thread: str
+) -> None:
+    tree = tree_in(tmp_path, env_py(above=CLOSING), ini=ini_with(url_on("psycopg", database)))
+    if thread:  # what imports threads cannot be looked at in a fork
+        (tree.versions / "r0.py").write_text(
+            f"import threading\nthreading.Thread(target={thread}, daemon=True).start()\n"
+        )
+    result = migrate(tree, database if is_given else None)
+    assert result.code == 78
+    assert "closed file descriptors that it had not opened" in result.message
+    assert "os.closerange" in result.message
+    assert tables(database) == []
+
+
+def test_a_migration_that_closes_the_pipe_of_its_worker_is_told_so(tmp_path: Path, database: Database) -> None:
+    tree = tree_in(tmp_path, env_py())
+    tree.add("r3", f"import os\n{CLOSING}", down="r2")
+    result = migrate(tree, database)
+    assert result.code == 1
+    assert "closed file descriptors that it had not opened" in result.message
+    assert "The database is as before" in result.message
+    assert tables(database) == []
+
+
 def test_streams_that_env_py_replaces_or_closes(tmp_path: Path, database: Database) -> None:
     above = "import io, sys\nsys.stdout.close(); sys.stdout = None; sys.stderr = io.StringIO()"
     assert_migrated(migrate(tree_in(tmp_path, env_py(above=above)), database), database)
@@ -314,12 +354,18 @@ def test_an_env_py_that_never_ends_is_ended_by_sigterm_within_two_seconds(
 
 
 def test_an_env_py_that_never_ends_is_ended_after_a_while(tmp_path: Path, database: Database) -> None:
-    tree_in(tmp_path, env_py(above="import time\ntime.sleep(3600)"))
-    result = entrypoint(
-        "migrate", cwd=tmp_path, env={"DATABASE_URL": database.url, "ALEMBIC_ENTRYPOINT_WAIT_TIMEOUT": "1"}, timeout=40
-    )
-    assert result.code == 78
-    assert "did not come to its migrations within 10 s" in result.message
+    said = {"above": "did not come to its migrations", "after": "came to its migrations, and did not end"}
+    env = {"DATABASE_URL": database.url, "ALEMBIC_ENTRYPOINT_WAIT_TIMEOUT": "1"}
+    with ExitStack() as stack:
+        runs = {}
+        for where in said:
+            tree = tree_in(tmp_path / where, env_py(**{where: "import time\ntime.sleep(3600)"}))
+            runs[where] = stack.enter_context(started(tree.folder, "migrate", env=env))
+        for where, running in runs.items():
+            result = running.end(60)
+            assert result.code == 78
+            assert f"env.py {said[where]} within 10 s" in result.message
+    assert tables(database) == []
 
 
 def test_a_worker_does_not_outlive_a_parent_that_was_killed(tmp_path: Path, database: Database) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TextIO, cast
 
 from alembic_entrypoint.address import Place, place_of
 from alembic_entrypoint.worker import connections, drivers
-from alembic_entrypoint.worker.messages import Message, Request
+from alembic_entrypoint.worker.messages import Message, Request, ended_with
 from alembic_entrypoint.worker.parent import Parent, Work
 
 
@@ -116,7 +116,8 @@ def _looked_in_a_fork(
     _, status = os.waitpid(child, 0)
     if status:
         code = os.waitstatus_to_exitcode(status)
-        parent.tell("failed", kind="died", error=f"env.py ended its process with status {code}", migration=None)
+        why = ended_with(code, f"env.py ended its process with status {code}")
+        parent.tell("failed", kind="died", error=why, migration=None)
         _end()
     return True
 

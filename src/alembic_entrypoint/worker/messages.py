@@ -40,6 +40,20 @@ SELECT count(*) FILTER (WHERE classid = {LOCK_CLASS} AND objid = {LOCK_A} AND mo
 """
 
 
+#: The status with which a worker ends whose pipes to us were closed under it: it can say nothing more.
+PIPE_CLOSED = 119
+
+
+def ended_with(status: int, otherwise: str) -> str:
+    """Say how a process ended that said nothing more; `otherwise` is what else its status means."""
+    if status != PIPE_CLOSED:
+        return otherwise
+    return (
+        "env.py or a migration closed file descriptors that it had not opened, and with them the pipe on which the "
+        "worker tells what it does, as os.closerange(3, os.sysconf('SC_OPEN_MAX')) does; let it close only its own"
+    )
+
+
 @dataclass(frozen=True)
 class Replay:
     """What a worker is to replay, and where it is to look closely."""
