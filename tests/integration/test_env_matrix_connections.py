@@ -309,18 +309,23 @@ def test_a_transaction_of_env_pys_own_around_everything(tmp_path: Path, database
     assert_migrated(migrate(tree_in(tmp_path, env), database), database)
 
 
-def test_an_open_transaction_that_nobody_commits_is_noticed(tmp_path: Path, database: Database) -> None:
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_an_open_transaction_that_nobody_commits_is_noticed(tmp_path: Path, database: Database, driver: str) -> None:
     # Plain Alembic ends with 0 here, and nothing is migrated [in_transaction, hazard 1].
-    result = migrate(tree_in(tmp_path, env_py(before="connection.execute(text('SELECT 1'))")), database)
+    tree = tree_in(tmp_path, env_on(driver, before="connection.execute(text('SELECT 1'))"))
+    result = migrate(tree, DATABASE_URL=url_on(driver, database))
     assert result.code == 1
     assert "env.py did not commit them" in result.message
     assert tables(database) == []
 
 
-def test_an_autocommit_block_in_an_open_transaction_fails_and_says_so(tmp_path: Path, database: Database) -> None:
-    tree = tree_in(tmp_path, env_py(before="connection.execute(text('SELECT 1'))"))
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_an_autocommit_block_in_an_open_transaction_fails_and_says_so(
+    tmp_path: Path, database: Database, driver: str
+) -> None:
+    tree = tree_in(tmp_path, env_on(driver, before="connection.execute(text('SELECT 1'))"))
     tree.add("r3", "with op.get_context().autocommit_block():\n    op.execute('VACUUM t1')", down="r2")
-    result = migrate(tree, database)
+    result = migrate(tree, DATABASE_URL=url_on(driver, database))
     assert result.code == 1
     assert "r3" in result.message
     assert "The database is as before" in result.message
