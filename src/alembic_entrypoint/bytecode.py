@@ -33,6 +33,8 @@ _SOURCELESS = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 
+UNREADABLE = "cannot be read, and may say sourceless = true"
+
 Folder: TypeAlias = "str | os.PathLike[str]"
 Sources: TypeAlias = "dict[str, os.DirEntry[str]]"
 
@@ -66,26 +68,26 @@ class Stale:
 
 
 @dataclass(frozen=True)
-class Sourceless:
-    """A configuration by which bytecode may be the migrations, so that its folder is left alone."""
+class LeftAlone:
+    """A folder in which bytecode may be the migrations; `because` names the configuration."""
 
-    path: str
+    because: str
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What was removed (in a dry run: would be), what was not and why, and whose folders were left alone."""
+    """What was removed (in a dry run: would be), what was not and why, and why folders were left alone."""
 
     removed: tuple[Stale, ...]
     kept: tuple[tuple[Stale, str], ...]
-    sourceless: tuple[str, ...] = ()
+    left_alone: tuple[str, ...] = ()
 
     def document(self) -> dict[str, object]:
         """Say it as a log event has it."""
         return {
             "removed": [{"path": stale.path, "reason": stale.reason.value} for stale in self.removed],
             "kept": [{"path": stale.path, "reason": stale.reason.value, "error": error} for stale, error in self.kept],
-            "sourceless": self.sourceless,
+            "left_alone": self.left_alone,
         }
 
 
@@ -107,10 +109,11 @@ def remove_named(folders: Sequence[str], configuration: str | None, *, dry_run: 
     """
     doubt: str | None = None
     for path in _around(folders, filter(None, (configuration, os.environ.get("ALEMBIC_CONFIG")))):
-        if os.path.isdir(path):
-            doubt = doubt or _doubt(path)
-        elif _may_be_sourceless(path):
-            return Cleaned((), (), (path,))
+        if (because := _sourceless(path)) is None:
+            continue
+        if not os.path.isdir(path):
+            return Cleaned((), (), (because,))
+        doubt = doubt or because
     return remove_stale(folders, doubt=doubt, dry_run=dry_run)
 
 
@@ -120,13 +123,13 @@ def remove_stale(
     """Remove the stale bytecode in `folders`; a file that cannot be removed is reported, never an error."""
     removed: list[Stale] = []
     kept: list[tuple[Stale, str]] = []
-    configurations: list[str] = []
+    left_alone: list[str] = []
     for found in find_stale(folders, sourceless=sourceless, doubt=doubt):
-        if isinstance(found, Sourceless):
-            configurations.append(found.path)
+        if isinstance(found, LeftAlone):
+            left_alone.append(found.because)
             continue
         if found.doubt is not None:
-            kept.append((found, found.doubt))
+            kept.append((found, f"it may be the only copy of a migration: {found.doubt}"))
             continue
         try:
             if not dry_run:
@@ -137,12 +140,12 @@ def remove_stale(
             kept.append((found, error.strerror or str(error)))
         else:
             removed.append(found)
-    return Cleaned(tuple(removed), tuple(kept), tuple(configurations))
+    return Cleaned(tuple(removed), tuple(kept), tuple(left_alone))
 
 
 def find_stale(
     folders: Iterable[Folder], *, sourceless: bool = False, doubt: str | None = None
-) -> Iterator[Stale | Sourceless]:
+) -> Iterator[Stale | LeftAlone]:
     """Walk `folders` once and yield the bytecode that can be wrong, orphans last; what cannot be read is passed over.
 
     A folder in `folders` may be a link; below it none is followed. In a `sourceless` tree nothing is ever
@@ -158,11 +161,11 @@ def find_stale(
         if not _is_new(folder, walked):
             continue
         if (listing := _list(folder)) is None:
-            doubt = doubt or _doubt(folder)
+            doubt = doubt or f"{folder} {UNREADABLE}"
             continue
-        if saying := next(filter(_may_be_sourceless, listing.configurations), None):
-            doubt = doubt or _doubt(saying)
-            yield Sourceless(saying)
+        if because := next(filter(None, map(_sourceless, listing.configurations)), None):
+            doubt = doubt or because
+            yield LeftAlone(because)
             continue
         if _is_cache(folder):
             if beside is not None:
@@ -239,19 +242,15 @@ def _header(path: str) -> bytes:
         os.close(descriptor)
 
 
-def _doubt(path: str) -> str:
-    return f"it may be the only copy of a migration: {path} says sourceless = true, or cannot be read"
-
-
-def _may_be_sourceless(path: str) -> bool:
-    """Tell whether a configuration says so, or cannot be read."""
+def _sourceless(path: str) -> str | None:
+    """Say why the migrations of a configuration may be bytecode, if they may."""
     try:
         with open(path, "rb") as file:
-            return _SOURCELESS.search(file.read()) is not None
+            return f"{path} says sourceless = true" if _SOURCELESS.search(file.read()) else None
     except (FileNotFoundError, NotADirectoryError):
-        return False
+        return None
     except OSError:
-        return True
+        return f"{path} {UNREADABLE}"
 
 
 def _around(folders: Iterable[str], configurations: Iterable[str]) -> list[str]:

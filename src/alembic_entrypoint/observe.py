@@ -206,9 +206,9 @@ def look(order: Request, settings: Settings, target: Target) -> Seen:
 
 def log_cleaned(cleaned: Mapping[str, Any]) -> None:
     """Say which stale bytecode was removed, and which was not: the worker runs none of it all the same."""
-    if any(cleaned[name] for name in ("removed", "kept", "sourceless")):
+    if any(cleaned[name] for name in ("removed", "kept", "left_alone")):
         level = "warning" if cleaned["kept"] else "info"
-        others = {name: cleaned[name] or None for name in ("kept", "sourceless")}
+        others = {name: cleaned[name] or None for name in ("kept", "left_alone")}
         log("bytecode.removed", level=level, count=len(cleaned["removed"]), removed=cleaned["removed"], **others)
 
 

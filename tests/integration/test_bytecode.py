@@ -359,10 +359,10 @@ def test_what_is_no_loss_is_removed_beside_a_sourceless_tree(tree: Tree, monkeyp
     lines: list[str] = []
     assert clean(["."], False, lines.append) == 0
     assert sorted(tree.folder.rglob("*.pyc")) == [tree.folder / "conf/app.pyc", orphan]
-    assert lines[0].startswith("./conf/alembic.ini: sourceless = true")
+    assert lines[0].startswith("./conf/alembic.ini says sourceless = true: ")
     assert lines[-2] == (
         "./other/__pycache__/gone.cpython-311.pyc: orphan: its source is gone; not removed: it may be the only copy of "
-        "a migration: ./conf/alembic.ini says sourceless = true, or cannot be read"
+        "a migration: ./conf/alembic.ini says sourceless = true"
     )
     assert lines[-1] == "1 stale file removed, 1 could not be"
 
@@ -523,7 +523,7 @@ def test_what_may_not_be_removed_is_reported_and_the_rest_is_removed(tree: Tree)
     )
     for folder in closed.parent.parent, locked.parent:
         folder.chmod(0o755)
-    doubt = "it may be the only copy of a migration: ./closed says sourceless = true, or cannot be read"
+    doubt = "it may be the only copy of a migration: ./closed cannot be read, and may say sourceless = true"
     kept = [["./" + cached("app.py"), "Permission denied"], [f"./free/__pycache__/{orphan.name}", doubt]]
     assert json.loads(ran.stdout) == [1, kept], ran.stderr
     assert (locked.exists(), free.exists(), closed.exists(), orphan.exists()) == (True, False, True, True)
@@ -611,7 +611,7 @@ def test_clean_removes_nothing_from_a_sourceless_tree(tree: Tree, name: str, tex
     lines: list[str] = []
     assert clean([str(tree.folder)], False, lines.append) == 0
     assert lines == [
-        f"{tree.folder}/{name}: sourceless = true: here bytecode is the migrations, so none of it is stale",
+        f"{tree.folder}/{name} says sourceless = true: there bytecode is the migrations, so none of it is stale",
         "0 stale files removed",
     ]
     assert legacy.exists()

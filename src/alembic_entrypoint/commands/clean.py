@@ -25,8 +25,8 @@ def clean(paths: Sequence[str], dry_run: bool, write: Callable[[str], None]) -> 
         )
     # Not all settings are read: in a Dockerfile's RUN most of them are not yet what they will be.
     cleaned = remove_named(folders, os.environ.get(PREFIX + "CONFIG"), dry_run=dry_run)
-    for path in cleaned.sourceless:
-        write(f"{_shown(path)}: sourceless = true: here bytecode is the migrations, so none of it is stale")
+    for because in cleaned.left_alone:
+        write(f"{_shown(because)}: there bytecode is the migrations, so none of it is stale")
     for stale in cleaned.removed:
         write(f"{_shown(stale.path)}: {stale.reason.value}: {stale.reason.sentence}")
     for stale, error in cleaned.kept:
