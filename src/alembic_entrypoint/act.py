@@ -18,7 +18,16 @@ from alembic_entrypoint.facts import Facts
 from alembic_entrypoint.keeper import Keeper
 from alembic_entrypoint.lock import Lock, LockLost
 from alembic_entrypoint.logs import log
-from alembic_entrypoint.observe import WorkerFailed, facts_of, look, misconfigured, patience, request
+from alembic_entrypoint.observe import (
+    NEEDY,
+    WorkerFailed,
+    died,
+    facts_of,
+    look,
+    misconfigured,
+    patience,
+    request,
+)
 from alembic_entrypoint.outcome import (
     ENDING,
     after_loss,
@@ -34,7 +43,7 @@ from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.target import Target
 from alembic_entrypoint.watch import Progress, Watch, note
 from alembic_entrypoint.worker.client import Worker
-from alembic_entrypoint.worker.messages import Message, Request
+from alembic_entrypoint.worker.messages import Message, Request, ended_with
 
 T = TypeVar("T")
 #: What is done about one thing that a worker says.
@@ -47,12 +56,19 @@ GRACE = 0.7
 def look_locked(lock: Lock, settings: Settings, target: Target) -> None:
     """See, where `env.py` may write, that it migrates this database and only once: before anything is migrated.
 
-    Raises Misconfigured, Denied, TryAgain.
+    What it commits is rolled back, so that nothing is left where it is refused, and nothing is done twice where it is
+    not; but for an `env.py` that goes on only with what it has committed. Raises Misconfigured, Denied, TryAgain.
     """
+    order = dataclasses.replace(_order(lock, settings, target), order="look")
     try:
-        look(dataclasses.replace(_order(lock, settings, target), order="look"), settings, target, lock.check_alive)
-    except WorkerFailed as error:
-        raise misconfigured(error) from None
+        look(order, settings, target, lock.check_alive)
+    except WorkerFailed as first:
+        if first.kind not in NEEDY:
+            raise misconfigured(first) from None
+        try:
+            look(dataclasses.replace(order, keeps=True), settings, target, lock.check_alive)
+        except WorkerFailed as error:
+            raise misconfigured(error, "Nothing was migrated; what env.py itself commits stays") from None
 
 
 def settle_locked(
@@ -160,16 +176,11 @@ def _run_worker(given: AbstractContextManager[Worker], lock: Lock, hear: Hear, w
             _cancel(lock, worker)
             raise
         if progress.failure is None and progress.decision is None:
-            error = {
-                "kind": "died",
-                "error": "the worker ended without a word",
-                "traceback": "\n".join(worker.last_output),
-            }
-            raise misconfigured(WorkerFailed(error))
+            raise misconfigured(WorkerFailed(died(worker)))
         if progress.failure is None and worker.exit_status:
             progress.failure = {
                 "kind": "died",
-                "error": f"the worker was ended with status {worker.exit_status}",
+                "error": ended_with(worker.exit_status, f"the worker was ended with status {worker.exit_status}"),
                 "status": worker.exit_status,
                 "sqlstate": None,
                 "migration": progress.migration,

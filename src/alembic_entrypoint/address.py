@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 from urllib.parse import parse_qsl, quote, quote_plus, unquote
 
 SCHEMES = ("postgres", "postgresql")
@@ -87,6 +88,18 @@ class Place:
         return f"{self.dbname} at {hosts}"
 
 
+class Credentials(Protocol):
+    """What logs in where an address names no password: a token, perhaps, that is good for a while or only once."""
+
+    #: libpq's parameters, as they were given last; empty where nobody had to ask for them yet
+    known: Mapping[str, str]
+    #: why none were given
+    refusal: str
+
+    def renew(self) -> bool:
+        """Ask for others, and tell whether there are."""
+
+
 @dataclass(frozen=True)
 class Address:
     """A database and the way to log in: libpq's parameters, and the driver that the URL named."""
@@ -94,11 +107,22 @@ class Address:
     parameters: Mapping[str, str] = field(repr=False)
     driver: str | None = None
     spelled_password: str | None = field(default=None, repr=False)
+    credentials: Credentials | None = field(default=None, repr=False, compare=False)
 
     @property
     def place(self) -> Place:
         """What is connected to, with libpq's defaults filled in."""
         return place_of(self.parameters)
+
+    @property
+    def lent(self) -> Mapping[str, str]:
+        """What others gave to log in with, since the address did not name it."""
+        return self.credentials.known if self.credentials else {}
+
+    @property
+    def login(self) -> Mapping[str, str]:
+        """Everything to connect with."""
+        return {**self.lent, **self.parameters}
 
     @property
     def user(self) -> str | None:

@@ -4,22 +4,36 @@ Named is only what can be wrong and is no loss: its source is there to be compil
 import it anyway. So these stay: a `.pyc` in a normal folder with no `.py` beside it, because modules are
 shipped so without sources, and it may be the only copy; hash-checked files, which Python compares at every
 import; links; and files whose header is cut short or not importlib's: Python passes those over as well.
+In a `sourceless` tree an orphan *is* the migration. Only a configuration tells, which can have any name and any
+section, and name a folder beside its own: so one that may say so keeps every orphan, and its own folder whole.
 `docs/bytecode.md` tells users the same, and what cannot be seen at all.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import struct
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import TypeAlias
 
 CACHE = "__pycache__"
 HEADER = struct.Struct("<2s2sIII")  # PEP 552: version, "\r\n", flags, then mtime and size of the source
 HASHED, CHECKED = 0b01, 0b10
 UINT32 = 0xFFFFFFFF
+#: How the name of an Alembic configuration ends.
+CONFIGURATIONS = (".ini", ".cfg", ".conf", ".toml")
+#: A line that sets it, in whatever section or table, to anything but what is plainly false.
+_SOURCELESS = re.compile(
+    rb"""^(?![ \t]*[#;]).*\bsourceless\b["']?[ \t]*[=:](?![ \t]*["']?(?:false|no|off|0)\b)""",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+UNREADABLE = "cannot be read, and may say sourceless = true"
 
 Folder: TypeAlias = "str | os.PathLike[str]"
 Sources: TypeAlias = "dict[str, os.DirEntry[str]]"
@@ -49,20 +63,31 @@ class Stale:
 
     path: str
     reason: Reason
+    #: why it may be the only copy of a migration all the same
+    doubt: str | None = None
+
+
+@dataclass(frozen=True)
+class LeftAlone:
+    """A folder in which bytecode may be the migrations; `because` names the configuration."""
+
+    because: str
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What was removed (in a dry run: would be), and what could not be, with the system's words for why."""
+    """What was removed (in a dry run: would be), what was not and why, and why folders were left alone."""
 
     removed: tuple[Stale, ...]
     kept: tuple[tuple[Stale, str], ...]
+    left_alone: tuple[str, ...] = ()
 
     def document(self) -> dict[str, object]:
         """Say it as a log event has it."""
         return {
             "removed": [{"path": stale.path, "reason": stale.reason.value} for stale in self.removed],
             "kept": [{"path": stale.path, "reason": stale.reason.value, "error": error} for stale, error in self.kept],
+            "left_alone": self.left_alone,
         }
 
 
@@ -72,48 +97,90 @@ class Listing:
 
     sources: Sources = field(default_factory=dict)
     bytecode: list[os.DirEntry[str]] = field(default_factory=list)
+    configurations: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
 
 
-def remove_stale(folders: Iterable[Folder], *, sourceless: bool = False, dry_run: bool = False) -> Cleaned:
+def remove_named(folders: Sequence[str], configuration: str | None, *, dry_run: bool = False) -> Cleaned:
+    """Remove the stale bytecode in folders that a person names, about which Alembic was not asked.
+
+    `configuration` is the one that a setting names. Where it, Alembic's own, or one in the current folder or above the
+    named ones may say `sourceless`, nothing is removed.
+    """
+    doubt: str | None = None
+    for path in _around(folders, filter(None, (configuration, os.environ.get("ALEMBIC_CONFIG")))):
+        if (because := _sourceless(path)) is None:
+            continue
+        if not os.path.isdir(path):
+            return Cleaned((), (), (because,))
+        doubt = doubt or because
+    return remove_stale(folders, doubt=doubt, dry_run=dry_run)
+
+
+def remove_stale(
+    folders: Iterable[Folder], *, sourceless: bool = False, doubt: str | None = None, dry_run: bool = False
+) -> Cleaned:
     """Remove the stale bytecode in `folders`; a file that cannot be removed is reported, never an error."""
     removed: list[Stale] = []
     kept: list[tuple[Stale, str]] = []
-    for stale in find_stale(folders, sourceless=sourceless):
+    left_alone: list[str] = []
+    for found in find_stale(folders, sourceless=sourceless, doubt=doubt):
+        if isinstance(found, LeftAlone):
+            left_alone.append(found.because)
+            continue
+        if found.doubt is not None:
+            kept.append((found, f"it may be the only copy of a migration: {found.doubt}"))
+            continue
         try:
             if not dry_run:
-                os.unlink(stale.path)
+                os.unlink(found.path)
         except FileNotFoundError:
             continue  # another replica on the same volume was quicker, and counts it
         except OSError as error:
-            kept.append((stale, error.strerror or str(error)))
+            kept.append((found, error.strerror or str(error)))
         else:
-            removed.append(stale)
-    return Cleaned(tuple(removed), tuple(kept))
+            removed.append(found)
+    return Cleaned(tuple(removed), tuple(kept), tuple(left_alone))
 
 
-def find_stale(folders: Iterable[Folder], *, sourceless: bool = False) -> Iterator[Stale]:
-    """Walk `folders` once and yield the bytecode that can be wrong; what cannot be read is passed over.
+def find_stale(
+    folders: Iterable[Folder], *, sourceless: bool = False, doubt: str | None = None
+) -> Iterator[Stale | LeftAlone]:
+    """Walk `folders` once and yield the bytecode that can be wrong, orphans last; what cannot be read is passed over.
 
     A folder in `folders` may be a link; below it none is followed. In a `sourceless` tree nothing is ever
-    stale: there, bytecode without a source *is* the migration.
+    stale: there, bytecode without a source *is* the migration. `doubt` is why an orphan may be one all the same.
     """
     if sourceless:
         return
     walked: set[tuple[int, int]] = set()  # folders overlap, or are mounted twice
     waiting = [(os.fspath(folder), _sources_beside(os.fspath(folder))) for folder in folders]
+    orphans: list[Stale] = []
     while waiting:
         folder, beside = waiting.pop()
-        if not _is_new(folder, walked) or (listing := _list(folder)) is None:
+        if not _is_new(folder, walked):
+            continue
+        if (listing := _list(folder)) is None:
+            doubt = doubt or f"{folder} {UNREADABLE}"
+            continue
+        if because := next(filter(None, map(_sourceless, listing.configurations)), None):
+            doubt = doubt or because
+            yield LeftAlone(because)
             continue
         if _is_cache(folder):
             if beside is not None:
-                yield from _stale_in_cache(listing.bytecode, beside)
+                for stale in _stale_in_cache(listing.bytecode, beside):
+                    if stale.reason is Reason.ORPHAN:
+                        orphans.append(stale)
+                    else:
+                        yield stale
             continue
         for entry in listing.bytecode:
             if entry.name[:-1] in listing.sources:
                 yield Stale(entry.path, Reason.LEGACY)
         waiting.extend((below, listing.sources) for below in reversed(listing.folders))
+    for orphan in orphans:
+        yield dataclasses.replace(orphan, doubt=doubt)
 
 
 def judge(header: bytes, mtime: float, size: int) -> Reason | None:
@@ -175,6 +242,36 @@ def _header(path: str) -> bytes:
         os.close(descriptor)
 
 
+def _sourceless(path: str) -> str | None:
+    """Say why the migrations of a configuration may be bytecode, if they may."""
+    try:
+        with open(path, "rb") as file:
+            return f"{path} says sourceless = true" if _SOURCELESS.search(file.read()) else None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:
+        return f"{path} {UNREADABLE}"
+
+
+def _around(folders: Iterable[str], configurations: Iterable[str]) -> list[str]:
+    """Name the configurations that may be for these folders and that a walk through them does not meet.
+
+    A folder among them could not be listed.
+    """
+    roots = {Path(os.path.realpath(folder)) for folder in folders}
+    places = [Path.cwd()]
+    for folder in folders:
+        # Above a link to the migrations, and above what it leads to.
+        places += [*Path(os.path.abspath(folder)).parents, *Path(os.path.realpath(folder)).parents]
+    found = [*configurations]
+    for place in dict.fromkeys(places):
+        if not roots & {place, *place.parents}:
+            listing = _list(str(place))
+            found += [str(place)] if listing is None else listing.configurations
+    real = dict.fromkeys(map(os.path.realpath, found))
+    return [each for each in real if not (each.endswith(CONFIGURATIONS) and roots & {*Path(each).parents})]
+
+
 def _list(folder: str) -> Listing | None:
     """List a folder; None if any of it cannot be looked at: a source that is not seen would make orphans."""
     listing = Listing()
@@ -185,6 +282,8 @@ def _list(folder: str) -> Listing | None:
                     listing.folders.append(entry.path)
                 elif entry.name.endswith(".py") and entry.is_file():  # Python, too, follows a link to a source
                     listing.sources[entry.name] = entry
+                elif entry.name.endswith(CONFIGURATIONS) and entry.is_file():
+                    listing.configurations.append(entry.path)
                 elif entry.name.endswith(".pyc") and entry.is_file(follow_symlinks=False):
                     listing.bytecode.append(entry)
     except OSError:
@@ -208,8 +307,10 @@ def _is_new(folder: str, walked: set[tuple[int, int]]) -> bool:
     """Tell whether a folder was not walked before, and note that it is now."""
     try:
         found = os.stat(folder)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:
+        return True  # it cannot be listed either
     place = (found.st_dev, found.st_ino)
     is_new = place not in walked
     walked.add(place)

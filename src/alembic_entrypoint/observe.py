@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from alembic_entrypoint.address import Address, Place
+from alembic_entrypoint.address import TLS_PARAMETERS, Address, Place
 from alembic_entrypoint.errors import Denied, Ended, Misconfigured, TryAgain
 from alembic_entrypoint.facts import Facts, Graph, Inputs, Migration, VersionTable
 from alembic_entrypoint.logs import log
@@ -22,10 +22,14 @@ from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.target import Target, given, keep_secret, named
 from alembic_entrypoint.wait import await_database
 from alembic_entrypoint.worker.client import Worker
-from alembic_entrypoint.worker.messages import Message, Request
+from alembic_entrypoint.worker.messages import Message, Request, ended_with
 
 #: Times WAIT_TIMEOUT, and seconds at the least, in which env.py must come to its migrations.
 PATIENCE, SHORTEST_PATIENCE = 5, 10.0
+
+
+#: Kinds of failure of an `env.py` that may need what was kept from it.
+NEEDY = ("error", "exit")
 
 
 class NeedsWriting(Exception):
@@ -66,7 +70,19 @@ class WorkerFailed(Exception):
 
 def find_target(settings: Settings) -> Target:
     """Take the database that a setting names, else ask `env.py` where it would connect. Raises Misconfigured."""
-    return given(settings) or named(_ask(settings), is_given=False)
+    return given(settings) or named(_ask(request("ask", settings, None), settings), settings, is_given=False)
+
+
+def ask_credentials(settings: Settings, target: Target) -> Mapping[str, str]:
+    """Ask `env.py` with what it logs in to the target, beyond what the address names. Raises Ended."""
+    order = request("ask", settings, target if target.is_given else None, places=target.places)
+    asked, ours = _ask(order, settings).parameters, target.address.parameters
+    if "user" in ours and ours["user"] != asked.get("user"):
+        raise Misconfigured(f"it connects as {asked.get('user')}")
+    names = (TLS_PARAMETERS | {"user", "password", "passfile"}) - ours.keys()
+    if not names & asked.keys():
+        raise Misconfigured("it connects without one")
+    return {name: asked[name] for name in names & asked.keys()}
 
 
 def request(order: str, settings: Settings, target: Target | None, **keys: Any) -> Request:
@@ -77,7 +93,8 @@ def request(order: str, settings: Settings, target: Target | None, **keys: Any) 
         config=settings.config,
         section=settings.section,
         x=settings.x,
-        parameters=dict(target.address.parameters) if target else None,
+        parameters=dict(target.address.login) if target else None,
+        lent=tuple(target.address.lent) if target else (),
         driver=target.address.driver if target else None,
         is_given=bool(target and target.is_given),
         connect_timeout=settings.wait_timeout,
@@ -85,9 +102,9 @@ def request(order: str, settings: Settings, target: Target | None, **keys: Any) 
     )
 
 
-def _ask(settings: Settings) -> Address:
+def _ask(order: Request, settings: Settings) -> Address:
     configured = ""
-    with Worker(request("ask", settings, None), settings.python) as worker:
+    with Worker(order, settings.python) as worker:
         for message in worker.messages(patience(settings)):
             if message["said"] == "configured":
                 configured = message["url"]
@@ -98,7 +115,7 @@ def _ask(settings: Settings) -> Address:
                 return address
             elif message["said"] == "failed":
                 raise _nothing_named(misconfigured(WorkerFailed(message)), configured)
-    raise _nothing_named(misconfigured(WorkerFailed(_died(worker))), configured)
+    raise _nothing_named(misconfigured(WorkerFailed(died(worker))), configured)
 
 
 def _nothing_named(error: Ended, configured: str) -> Ended:
@@ -140,7 +157,7 @@ def observe(
     except WorkerFailed as first:
         if first.kind == "read_only":
             raise _needs_writing(first, order, settings, target) from None
-        if not target.is_given or first.kind not in ("error", "exit"):
+        if not target.is_given or first.kind not in NEEDY:
             raise misconfigured(first) from None
         return _observe_unredirected(first, order, settings, target)
 
@@ -176,36 +193,41 @@ def _needs_writing(first: WorkerFailed, order: Request, settings: Settings, targ
 
 def look(order: Request, settings: Settings, target: Target, check: Callable[[], None] = lambda: None) -> Seen:
     """Run one worker that looks, for as long as our patience lasts. Raises WorkerFailed, Misconfigured."""
-    observed: Message | None = None
+    observed: list[Message] = []
     with ExitStack() as stack:
         worker = stack.enter_context(Worker(order, settings.python))
-        for message in worker.messages(patience(settings, check)):
+        for message in worker.messages(patience(settings, check, observed)):
             if message["said"] == "cleaned":
                 log_cleaned(message)
             elif message["said"] == "observed":
-                observed = message
+                observed.append(message)
             elif message["said"] == "failed":
-                raise WorkerFailed(message, observed)
-        if observed is None:
-            raise WorkerFailed(_died(worker))
-        facts, reached = facts_of(observed, settings), _reached(target, observed, settings)
+                raise WorkerFailed(message, *observed[-1:])
+        if not observed:
+            raise WorkerFailed(died(worker))
+        facts, reached = facts_of(observed[-1], settings), _reached(target, observed[-1], settings)
         if not worker.is_idle:
             return Seen(facts, reached)
         stack.pop_all()
-        worker.graph = None if observed["moved"] else facts.graph
+        worker.graph = None if observed[-1]["moved"] else facts.graph
         return Seen(facts, reached, worker)
 
 
 def log_cleaned(cleaned: Mapping[str, Any]) -> None:
-    """Say which stale bytecode was removed, and which could not be: the worker runs none of it all the same."""
-    if cleaned["removed"] or cleaned["kept"]:
+    """Say which stale bytecode was removed, and which was not: the worker runs none of it all the same."""
+    if any(cleaned[name] for name in ("removed", "kept", "left_alone")):
         level = "warning" if cleaned["kept"] else "info"
-        kept = cleaned["kept"] or None
-        log("bytecode.removed", level=level, count=len(cleaned["removed"]), removed=cleaned["removed"], kept=kept)
+        others = {name: cleaned[name] or None for name in ("kept", "left_alone")}
+        log("bytecode.removed", level=level, count=len(cleaned["removed"]), removed=cleaned["removed"], **others)
 
 
-def patience(settings: Settings, check: Callable[[], None] = lambda: None) -> Callable[[], None]:
-    """Make a tick that says once that `env.py` takes long, and ends the wait for it. Raises Misconfigured."""
+def patience(
+    settings: Settings, check: Callable[[], None] = lambda: None, observed: Sequence[Message] = ()
+) -> Callable[[], None]:
+    """Make a tick that says once that `env.py` takes long, and ends the wait for it. Raises Misconfigured.
+
+    `observed` is empty for as long as it has not come to its migrations.
+    """
     limit = max(SHORTEST_PATIENCE, PATIENCE * settings.wait_timeout)
     started = time.monotonic()
     told: list[float] = []
@@ -214,8 +236,9 @@ def patience(settings: Settings, check: Callable[[], None] = lambda: None) -> Ca
         check()
         elapsed = time.monotonic() - started
         if elapsed > limit:
+            what = "came to its migrations, and did not end" if observed else "did not come to its migrations"
             raise Misconfigured(
-                f"env.py did not come to its migrations within {limit:g} s, so it was ended. Nothing was changed.\n"
+                f"env.py {what} within {limit:g} s, so it was ended. Nothing was changed.\n"
                 "It may wait for something that never comes. If it only needs longer: ALEMBIC_ENTRYPOINT_WAIT_TIMEOUT, "
                 f"of which this is {PATIENCE} times as much, and {SHORTEST_PATIENCE:g} s at the least."
             )
@@ -235,25 +258,26 @@ def _reached(target: Target, observed: Message | None, settings: Settings) -> Ta
         return dataclasses.replace(target, places=tuple(dict.fromkeys([*target.places, *found])))
     if found[-1] in target.places:
         return target
-    address = Address(observed["parameters"], observed["driver"])
-    keep_secret(address)
-    log("settings.asked", database=str(address), note="env.py connects elsewhere first")
-    return Target(await_database(address, settings.wait_timeout).address, is_given=False, places=(found[-1],))
+    elsewhere = named(Address(observed["parameters"], observed["driver"]), settings, is_given=False)
+    log("settings.asked", database=str(elsewhere.address), note="env.py connects elsewhere first")
+    return elsewhere.at(await_database(elsewhere.address, settings.wait_timeout).address)
 
 
 def _place(message: Message) -> Place:
     return Place(tuple(message["hosts"]), tuple(message["ports"]), message["dbname"])
 
 
-def _died(worker: Worker) -> Message:
+def died(worker: Worker) -> Message:
+    """Describe the end of a worker that said nothing."""
+    status = worker.exit_status or 0
     return {
         "kind": "died",
-        "error": f"the worker ended without a word, with status {worker.exit_status or 0}",
+        "error": ended_with(status, f"the worker ended without a word, with status {status}"),
         "traceback": "\n".join(worker.last_output),
     }
 
 
-def misconfigured(error: WorkerFailed) -> Ended:
+def misconfigured(error: WorkerFailed, changed: str = "Nothing was changed") -> Ended:
     """Say why `env.py` could not be run: 78, or 77 and 75 where the database is what stood in the way."""
     message = error.message
     text, kind, sqlstate = str(message.get("error")), message.get("kind"), str(message.get("sqlstate") or "")
@@ -266,15 +290,15 @@ def misconfigured(error: WorkerFailed) -> Ended:
             "interpreter that has them."
         )
     if kind == "fence":
-        return TryAgain(f"The lock was lost while the migrations were being prepared: {text}. Nothing was changed.")
+        return TryAgain(f"The lock was lost while the migrations were being prepared: {text}. {changed}.")
     if sqlstate.startswith("42501"):
         return Denied(f"The role lacks a right: {text}\nGrant it, or use a role that has it.")
     if "statement pooling" in text:  # PgBouncer's words, at the first BEGIN
         return Misconfigured(SHARED)
     if sqlstate[:2] in ("08", "57", "53"):
-        return TryAgain(f"The connection was lost while looking: {text}. Nothing was changed.")
+        return TryAgain(f"The connection was lost while looking: {text}. {changed}.")
     trace = str(message.get("traceback") or "").rstrip()
-    return Misconfigured(f"env.py failed before any migration ran: {text}. Nothing was changed.\n{trace}")
+    return Misconfigured(f"env.py failed before any migration ran: {text}. {changed}.\n{trace}")
 
 
 def graph_of(message: Message) -> Graph:

@@ -30,7 +30,7 @@ from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.target import Target, place_from_here
 from alembic_entrypoint.wait import connected
 from alembic_entrypoint.worker.client import Worker
-from alembic_entrypoint.worker.messages import Message, Replay, Request
+from alembic_entrypoint.worker.messages import Message, Replay, Request, ended_with
 
 #: Seconds between two lines that say how far a replay is.
 TOLD_AGAIN = 5.0
@@ -242,13 +242,14 @@ def _order(
     session = {**ALIVE, "application_name": "alembic-entrypoint replaying"}
     order = request("replay", settings, target, token=token, session=session, replay=wanted, variables=variables)
     places = tuple(dict.fromkeys([*target.places, place_from_here(scratch)]))
-    return dataclasses.replace(order, places=places, parameters=dict(scratch.parameters))
+    return dataclasses.replace(order, places=places, parameters=dict(scratch.login), lent=tuple(scratch.lent))
 
 
 def _died(worker: Worker, progress: _Progress) -> Message:
     after = progress.message["revision"] if progress.message else None
-    error = f"the worker ended without a word, with status {worker.exit_status or 0}, after {after or 'nothing'}"
-    return {"kind": "died", "error": error, "migration": None}
+    status = worker.exit_status or 0
+    error = f"the worker ended without a word, with status {status}, after {after or 'nothing'}"
+    return {"kind": "died", "error": ended_with(status, error), "migration": None}
 
 
 class _Progress:

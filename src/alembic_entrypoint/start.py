@@ -87,7 +87,7 @@ def settle(settings: Settings, steps: Steps) -> str:
 def clean(settings: Settings) -> None:
     """Remove stale bytecode in the folders that the setting names; those of the migrations are the worker's to find."""
     if settings.clean not in (("migrations",), ("off",)):
-        from alembic_entrypoint.bytecode import remove_stale
+        from alembic_entrypoint.bytecode import remove_named
         from alembic_entrypoint.observe import log_cleaned
 
-        log_cleaned(remove_stale(settings.clean).document())
+        log_cleaned(remove_named(settings.clean, settings.config).document())

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from alembic_entrypoint.address import Address, NotAnAddress, Place, parse, place_of
+from alembic_entrypoint.errors import Ended
 from alembic_entrypoint.logs import hide
 from alembic_entrypoint.settings import Settings
 
@@ -30,13 +33,46 @@ class Target:
 def given(settings: Settings) -> Target | None:
     """Give the database that a setting names; None where `env.py` has to be asked."""
     hide_environment()
-    return named(settings.database_url, is_given=True) if settings.database_url else None
+    return named(settings.database_url, settings, is_given=True) if settings.database_url else None
 
 
-def named(address: Address, *, is_given: bool) -> Target:
-    """Make a target of an address, whose password is no log's business."""
+def named(address: Address, settings: Settings, *, is_given: bool) -> Target:
+    """Make a target of an address, whose password is no log's business.
+
+    One that the address lacks, or that `env.py` gave, may be a token that `env.py` makes for each connection.
+    """
     keep_secret(address)
-    return Target(address, is_given, places=(place_from_here(address),))
+    places = (place_from_here(address),)
+    if is_given and {"password", "passfile"} & address.parameters.keys():
+        return Target(address, is_given, places)
+    parameters = dict(address.parameters)
+    known = {"password": parameters.pop("password")} if "password" in parameters else {}
+    target = Target(dataclasses.replace(address, parameters=parameters), is_given, places)
+    return target.at(dataclasses.replace(target.address, credentials=_Asked(settings, target, known)))
+
+
+@dataclass
+class _Asked:
+    """The credentials that `env.py` uses, for our own connections."""
+
+    settings: Settings
+    target: Target
+    known: Mapping[str, str] = field(repr=False)
+    refusal: str = ""
+
+    def renew(self) -> bool:
+        """Run `env.py` until it connects to the target, and tell whether it uses others than were known."""
+        # Imported here, so that a start whose login is good does not pay for it.
+        gc.enable()
+        from alembic_entrypoint.observe import ask_credentials
+
+        try:
+            before, self.known = self.known, ask_credentials(self.settings, self.target)
+        except Ended as error:
+            self.refusal = error.message.splitlines()[0]
+            return False
+        self.refusal = "the server does not accept what it uses"
+        return self.known != before
 
 
 def keep_secret(address: Address) -> None:

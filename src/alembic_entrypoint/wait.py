@@ -157,6 +157,8 @@ class _Patience:
 def _given_up(address: Address, answer: Answer, elapsed: float) -> Ended:
     what = f"{address}: {answer.reason}"
     if answer.outcome is Outcome.DENIED:
+        refusal = address.credentials.refusal if address.credentials else ""
+        what += f"\nNo setting names a password, so env.py was asked for one: {refusal}" if refusal else ""
         return Denied(
             f"The database will not let us in. {what}\n"
             "Check user, password and sslmode in the URL, and the server's pg_hba.conf; nothing was changed."

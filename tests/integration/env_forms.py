@@ -39,20 +39,21 @@ with engine.connect() as connection:
 """
 
 
-def async_env_py(engine: str, *, above: str = "") -> str:
-    """Write an `env.py` that makes this asynchronous engine."""
+def async_env_py(engine: str, *, above: str = "", before: str = "pass", configure: str = "") -> str:
+    """Write an `env.py` that makes this asynchronous engine; `before` and `configure` are as for `env_py`."""
     return f"""
 import asyncio
 import os
 from alembic import context
-from sqlalchemy import pool
+from sqlalchemy import pool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 config = context.config
 {above}
 
 def migrations(connection):
-    context.configure(connection=connection)
+    {before}
+    context.configure(connection=connection, {configure})
     with context.begin_transaction():
         context.run_migrations()
 
@@ -67,11 +68,11 @@ asyncio.run(main())
 """
 
 
-def env_on(driver: str, url: str = "config.get_main_option('sqlalchemy.url')") -> str:
-    """Write the plainest `env.py` for a driver; `url` is an expression."""
+def env_on(driver: str, url: str = "config.get_main_option('sqlalchemy.url')", **more: str) -> str:
+    """Write the plainest `env.py` for a driver; `url` is an expression, and `more` is as for `env_py`."""
     if driver == "asyncpg":
-        return async_env_py(f"create_async_engine({url}, poolclass=pool.NullPool)")
-    return env_py(f"create_engine({url}, poolclass=pool.NullPool)")
+        return async_env_py(f"create_async_engine({url}, poolclass=pool.NullPool)", **more)
+    return env_py(f"create_engine({url}, poolclass=pool.NullPool)", **more)
 
 
 def url_on(driver: str, database: Database) -> str:

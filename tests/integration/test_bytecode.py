@@ -13,6 +13,8 @@ import shutil
 import struct
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.util import MAGIC_NUMBER, cache_from_source
 from pathlib import Path
 from py_compile import PycInvalidationMode
@@ -22,6 +24,7 @@ import pytest
 from alembic_entrypoint.bytecode import Cleaned, Reason, Stale, find_stale, remove_stale
 from alembic_entrypoint.commands.clean import clean
 from alembic_entrypoint.errors import Usage
+from commands import entrypoint
 
 SOURCES = Path(__file__).parents[2] / "src"
 OLD, NEW = 'print("old")\n', 'print("new")\n'
@@ -279,13 +282,89 @@ def test_a_module_shipped_without_its_source_stays(project: Tree) -> None:
 
 def test_nothing_is_removed_from_a_sourceless_tree(project: Tree) -> None:
     project.write("migrations/versions/b1.py", revision("b1", "a1"))
-    make_sourceless(project)
     for name in "a1", "b1":
         project.compile(f"migrations/versions/{name}.py", mode=UNCHECKED)
         (project.folder / f"migrations/versions/{name}.py").unlink()
     assert len(project.stale()) == 2
     assert remove_stale([project.folder], sourceless=True) == Cleaned((), ())
+    make_sourceless(project)
     assert project.says("-m", "alembic", "heads") == "b1 (head)"
+
+
+# What a person names is cleaned without Alembic being asked: its configuration is found all the same
+
+SOURCELESS = "[alembic]\nscript_location = %(here)s/migrations\nsourceless = true\n"
+BELOW = SOURCELESS.replace("%(here)s", "%(here)s/..")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A way to name folders of the image in `app`: a command, from where it is run, and where the configuration is."""
+
+    command: str
+    cwd: str = "app"
+    env: Mapping[str, str] = field(default_factory=dict)
+    ini: str = "alembic.ini"
+    text: str = SOURCELESS
+    section: str = "alembic"
+
+
+NAMED = {
+    "here, at a start": Named("migrate", env={"ALEMBIC_ENTRYPOINT_CLEAN": "."}),
+    "the versions, at a start": Named("migrate", env={"ALEMBIC_ENTRYPOINT_CLEAN": "migrations/versions"}),
+    "set elsewhere, at a start": Named("migrate --clean . --config app/x/y", cwd=".", ini="x/y", text=BELOW),
+    "here": Named("clean"),
+    "below its ini": Named("clean {app}/migrations", cwd="/"),
+    "a cache": Named("clean {app}/migrations/versions/__pycache__", cwd="/"),
+    "through a link": Named("clean linked/versions", cwd="."),
+    "above its ini": Named("clean ."),
+    "with an ini of another name": Named("clean {app}/migrations/versions", cwd="/", ini="conf.ini"),
+    "with an ini that Alembic is told of": Named(
+        "clean migrations", env={"ALEMBIC_CONFIG": "x/y"}, ini="x/y", text=BELOW
+    ),
+    "with an ini that we are told of": Named(
+        "clean migrations", env={"ALEMBIC_ENTRYPOINT_CONFIG": "x/y"}, ini="x/y", text=BELOW
+    ),
+    "with an ini beside the migrations": Named("clean .", ini="conf/alembic.ini", text=BELOW),
+    "with another section": Named(
+        "clean .", text="[alembic]\n" + SOURCELESS.replace("[alembic]", "[tenant]"), section="tenant"
+    ),
+}
+
+
+@pytest.mark.parametrize("way", NAMED.values(), ids=NAMED)
+def test_the_only_copy_of_a_migration_stays_however_its_folder_is_named(project: Tree, way: Named) -> None:
+    (project.folder / "alembic.ini").unlink()
+    project.write(way.ini, way.text)
+    (project.folder.parent / "linked").symlink_to(project.folder / "migrations")
+    only = project.compile("migrations/versions/a1.py")
+    (project.folder / "migrations/versions/a1.py").unlink()
+    # The port on which nobody listens: a start cleans before it waits for the database.
+    given = {"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing", "ALEMBIC_ENTRYPOINT_WAIT_TIMEOUT": "0"}
+    command = way.command.format(app=project.folder).split()
+    ended = entrypoint(*command, cwd=project.folder.parent / way.cwd, env={**given, **way.env})
+    assert ended.code == (69 if "migrate" in command else 0), ended.stderr
+    assert only.exists(), ended.stdout + ended.stderr
+    assert project.says("-m", "alembic", "-c", way.ini, "-n", way.section, "heads") == "a1 (head)"
+
+
+def test_what_is_no_loss_is_removed_beside_a_sourceless_tree(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own folder is left alone; elsewhere only orphans stay, since a configuration may name any folder."""
+    for folder in "conf", "other":
+        tree.write(f"{folder}/app.py", NEW)
+        tree.compile(f"{folder}/app.py", to=f"{folder}/app.pyc")
+    tree.write("conf/alembic.ini", BELOW)
+    orphan = tree.write("other/__pycache__/gone.cpython-311.pyc", "")
+    monkeypatch.chdir(tree.folder)
+    lines: list[str] = []
+    assert clean(["."], False, lines.append) == 0
+    assert sorted(tree.folder.rglob("*.pyc")) == [tree.folder / "conf/app.pyc", orphan]
+    assert lines[0].startswith("./conf/alembic.ini says sourceless = true: ")
+    assert lines[-2] == (
+        "./other/__pycache__/gone.cpython-311.pyc: orphan: its source is gone; not removed: it may be the only copy of "
+        "a migration: ./conf/alembic.ini says sourceless = true"
+    )
+    assert lines[-1] == "1 stale file removed, 1 could not be"
 
 
 def test_files_that_are_no_bytecode_of_a_known_kind_stay(tree: Tree) -> None:
@@ -350,8 +429,17 @@ def test_folders_that_overlap_are_walked_once(tree: Tree) -> None:
 
 
 WALK = """
-import json, sys
+import json, os, sys
 from alembic_entrypoint.bytecode import find_stale
+from alembic_entrypoint.commands.clean import clean
+
+def walked():
+    return sum(1 for _ in find_stale([os.getcwd()]))
+
+def commanded():
+    lines = []
+    clean([], True, lines.append)
+    return len(lines) - 1
 
 def bytes_read():
     with open("/proc/self/io") as counters:
@@ -360,19 +448,19 @@ def bytes_read():
 seen = []
 idle = bytes_read()
 idle = bytes_read() - idle
-sys.addaudithook(lambda event, arguments: seen.append((event, str(arguments[0])))
+sys.addaudithook(lambda event, arguments: seen.append((event, os.path.abspath(str(arguments[0]))))
                  if event in {"open", "os.scandir"} else None)
 before = bytes_read()
-stale = sum(1 for _ in find_stale([sys.argv[1]]))
+stale = globals()[sys.argv[1]]()
 read = bytes_read() - before - idle
-opened = [path for event, path in seen if event == "open" and path != "/proc/self/io"]
-print(json.dumps({"stale": stale, "read": read, "opened": opened,
-                  "listed": [path for event, path in seen if event == "os.scandir"]}))
+here = [(event, path) for event, path in seen if (path + "/").startswith(os.getcwd() + "/")]
+print(json.dumps({"stale": stale, "read": read, "opened": [path for event, path in here if event == "open"],
+                  "listed": [path for event, path in here if event == "os.scandir"]}))
 """
 
 
 def test_ten_thousand_files_take_one_pass_and_sixteen_bytes_each(tree: Tree) -> None:
-    """50 packages of 100 sources and 100 files of bytecode, half of it outdated."""
+    """50 packages of 100 sources and 100 files of bytecode, half of it outdated, below two configurations."""
     stamped = [MAGIC_NUMBER + struct.pack("<III", 0, mtime, len(NEW)) + bytes(4096) for mtime in (0, DAY)]
     for package in range(50):
         for module in range(100):
@@ -380,19 +468,24 @@ def test_ten_thousand_files_take_one_pass_and_sixteen_bytes_each(tree: Tree) -> 
             made = Path(cache_from_source(str(source)))
             made.parent.mkdir(exist_ok=True)
             made.write_bytes(stamped[module % 2])
-    ran = subprocess.run(
-        [sys.executable, "-c", WALK, str(tree.folder)],
-        env={"PYTHONPATH": str(SOURCES)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    walk = json.loads(ran.stdout)
-    assert walk["stale"] == 2500
-    assert len(walk["opened"]) == len(set(walk["opened"])) == 5000
-    assert all(path.endswith(".pyc") for path in walk["opened"])
-    assert len(walk["listed"]) == len(set(walk["listed"])) == 101
-    assert walk["read"] == 5000 * 16
+    texts = {"alembic.ini": "[alembic]\n", "pyproject.toml": "[tool.alembic]\n"}
+    files = {str(tree.write(name, text)) for name, text in texts.items()}
+    for how in "walked", "commanded":
+        ran = subprocess.run(
+            [sys.executable, "-c", WALK, how],
+            cwd=tree.folder,
+            env={"PYTHONPATH": str(SOURCES)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        walk = json.loads(ran.stdout)
+        assert walk["stale"] == 2500, how
+        assert len(walk["opened"]) == len(set(walk["opened"])) == 5002, how
+        assert {path for path in walk["opened"] if not path.endswith(".pyc")} == files
+        assert len(walk["listed"]) == len(set(walk["listed"])) == 101, how
+        if how == "walked":
+            assert walk["read"] == 5000 * 16 + sum(map(len, texts.values()))
 
 
 # What cannot be removed, and who removes it
@@ -420,6 +513,7 @@ def test_what_may_not_be_removed_is_reported_and_the_rest_is_removed(tree: Tree)
     free.parent.chmod(0o777)
     closed.parent.chmod(0o777)
     closed.parent.parent.chmod(0o111)  # its sources cannot be listed, so nobody can tell what is an orphan
+    orphan = tree.write("free/__pycache__/gone.cpython-311.pyc", "")  # nor what a configuration in there says
     ran = subprocess.run(
         [sys.executable, "-c", AS_NOBODY, str(NOBODY)],
         cwd=tree.folder,
@@ -429,8 +523,10 @@ def test_what_may_not_be_removed_is_reported_and_the_rest_is_removed(tree: Tree)
     )
     for folder in closed.parent.parent, locked.parent:
         folder.chmod(0o755)
-    assert json.loads(ran.stdout) == [1, [["./" + cached("app.py"), "Permission denied"]]], ran.stderr
-    assert (locked.exists(), free.exists(), closed.exists()) == (True, False, True)
+    doubt = "it may be the only copy of a migration: ./closed cannot be read, and may say sourceless = true"
+    kept = [["./" + cached("app.py"), "Permission denied"], [f"./free/__pycache__/{orphan.name}", doubt]]
+    assert json.loads(ran.stdout) == [1, kept], ran.stderr
+    assert (locked.exists(), free.exists(), closed.exists(), orphan.exists()) == (True, False, True, True)
 
 
 COUNTED = "import sys; from alembic_entrypoint.bytecode import remove_stale; sys.stdin.read(1); " + (
@@ -501,7 +597,12 @@ def test_clean_removes_nothing_when_a_path_is_no_folder(tree: Tree) -> None:
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("alembic.ini", "[alembic]\nsourceless = true\n"), ("pyproject.toml", "[tool.alembic]\nsourceless = true\n")],
+    [
+        ("alembic.ini", "[alembic]\nsourceless = true\n"),
+        ("setup.cfg", "[alembic]\nSourceless: %(is_image)s\n"),
+        ("pyproject.toml", "[tool.alembic]\nsourceless = true\n"),
+        ("pyproject.toml", "[tool]\nalembic = { 'sourceless'=true }\n"),
+    ],
 )
 def test_clean_removes_nothing_from_a_sourceless_tree(tree: Tree, name: str, text: str) -> None:
     tree.write("app.py", NEW)
@@ -510,13 +611,15 @@ def test_clean_removes_nothing_from_a_sourceless_tree(tree: Tree, name: str, tex
     lines: list[str] = []
     assert clean([str(tree.folder)], False, lines.append) == 0
     assert lines == [
-        "sourceless = true: here bytecode is the migrations, so none of it is stale",
+        f"{tree.folder}/{name} says sourceless = true: there bytecode is the migrations, so none of it is stale",
         "0 stale files removed",
     ]
     assert legacy.exists()
-    tree.write(name, text.replace("true", "false"))
-    assert clean([str(tree.folder)], False, lines.append) == 0
-    assert not legacy.exists()
+    for untrue in "[alembic]\n# sourceless = true\n", "[alembic]\nsourceless = false\n", "sourceless='no'\n":
+        legacy = tree.compile("app.py", to="app.pyc")
+        tree.write(name, untrue)
+        assert clean([str(tree.folder)], False, lines.append) == 0
+        assert not legacy.exists()
 
 
 def test_a_name_that_is_not_utf_8_is_removed_and_printable(tree: Tree) -> None:

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from env_forms import assert_migrated, async_env_py, env_on, env_py, ini_with, migrate, recorded, tables, tree_in
+from env_forms import (
+    assert_migrated,
+    async_env_py,
+    env_on,
+    env_py,
+    ini_with,
+    migrate,
+    recorded,
+    tables,
+    tree_in,
+    url_on,
+)
 
 from commands import entrypoint, environment, started
-from servers import Database, is_running, wait_until
+from servers import Database, Server, fresh_database, is_running, wait_until
 
 pytestmark = pytest.mark.wide
 
@@ -193,6 +206,44 @@ def test_descriptors_that_env_py_closes(tmp_path: Path, database: Database, how:
     assert_migrated(migrate(tree_in(tmp_path, env_py(above=how)), database), database)
 
 
+def test_a_low_limit_of_open_files(tmp_path: Path, database: Database) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+
+    tree = tree_in(tmp_path, env_py())
+    result = entrypoint("migrate", cwd=tree.folder, env={"DATABASE_URL": database.url}, preexec_fn=limit)
+    assert_migrated(result, database)
+
+
+CLOSING = "os.closerange(3, os.sysconf('SC_OPEN_MAX'))"
+
+
+@pytest.mark.parametrize(("is_given", "thread"), [(True, ""), (True, "threading.Event().wait"), (False, "")])
+def test_an_env_py_that_closes_the_pipe_of_its_worker_is_told_so(
+    tmp_path: Path, database: Database, is_given: bool, thread: str
+) -> None:
+    tree = tree_in(tmp_path, env_py(above=CLOSING), ini=ini_with(url_on("psycopg", database)))
+    if thread:  # what imports threads cannot be looked at in a fork
+        (tree.versions / "r0.py").write_text(
+            f"import threading\nthreading.Thread(target={thread}, daemon=True).start()\n"
+        )
+    result = migrate(tree, database if is_given else None)
+    assert result.code == 78
+    assert "closed file descriptors that it had not opened" in result.message
+    assert "os.closerange" in result.message
+    assert tables(database) == []
+
+
+def test_a_migration_that_closes_the_pipe_of_its_worker_is_told_so(tmp_path: Path, database: Database) -> None:
+    tree = tree_in(tmp_path, env_py())
+    tree.add("r3", f"import os\n{CLOSING}", down="r2")
+    result = migrate(tree, database)
+    assert result.code == 1
+    assert "closed file descriptors that it had not opened" in result.message
+    assert "The database is as before" in result.message
+    assert tables(database) == []
+
+
 def test_streams_that_env_py_replaces_or_closes(tmp_path: Path, database: Database) -> None:
     above = "import io, sys\nsys.stdout.close(); sys.stdout = None; sys.stderr = io.StringIO()"
     assert_migrated(migrate(tree_in(tmp_path, env_py(above=above)), database), database)
@@ -313,19 +364,31 @@ def test_an_env_py_that_never_ends_is_ended_by_sigterm_within_two_seconds(
     wait_until(lambda: not is_running(int((tmp_path / "pid").read_text())), what="the worker is gone")
 
 
-#: At the first run of env.py, which looks; and at the second, which would migrate.
-WHEN_ASLEEP = ["", pytest.param("if not os.path.exists('looked'): open('looked', 'w')\nelse: ", marks=pytest.mark.wide)]
+#: Where `env.py` sleeps, and what is said of it. It is run once to look, and once more to migrate.
+ASLEEP = {
+    "when it looks": ({"above": "import time\ntime.sleep(3600)"}, "did not come to its migrations"),
+    "after its look": ({"after": "import time\ntime.sleep(3600)"}, "came to its migrations, and did not end"),
+    "when it would migrate": (
+        {"above": "import time\nif os.path.exists('looked'): time.sleep(3600)\nopen('looked', 'w').close()"},
+        "did not come to its migrations",
+    ),
+}
 
 
-@pytest.mark.parametrize("when", WHEN_ASLEEP)
-def test_an_env_py_that_never_ends_is_ended_after_a_while(tmp_path: Path, database: Database, when: str) -> None:
-    tree_in(tmp_path, env_py(above=f"import time\n{when}time.sleep(3600)"))
-    result = entrypoint(
-        "migrate", cwd=tmp_path, env={"DATABASE_URL": database.url, "ALEMBIC_ENTRYPOINT_WAIT_TIMEOUT": "1"}, timeout=60
-    )
-    assert result.code == 78
-    assert "did not come to its migrations within 10 s" in result.message
-    assert database.query("SELECT 1 FROM pg_locks WHERE locktype = 'advisory'") == []
+def test_an_env_py_that_never_ends_is_ended_after_a_while(tmp_path: Path, server: Server) -> None:
+    with ExitStack() as stack:
+        runs = []
+        for name, (form, said) in ASLEEP.items():
+            database = stack.enter_context(fresh_database(server))
+            tree = tree_in(tmp_path / name, env_py(**form))
+            env = {"DATABASE_URL": database.url, "ALEMBIC_ENTRYPOINT_WAIT_TIMEOUT": "1"}
+            runs.append((stack.enter_context(started(tree.folder, "migrate", env=env)), database, said))
+        for running, database, said in runs:
+            result = running.end(90)
+            assert result.code == 78, result.stderr
+            assert f"env.py {said} within 10 s" in result.message
+            assert tables(database) == []
+            assert database.query("SELECT 1 FROM pg_locks WHERE locktype = 'advisory'") == []
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])

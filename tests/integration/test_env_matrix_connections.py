@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
+import socketserver
+import textwrap
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,37 +91,118 @@ def scram() -> Iterator[Server]:
     """Give a server that wants passwords."""
     hba = "host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
     with own_server(hba=hba) as made:
-        made.execute("CREATE ROLE app LOGIN SUPERUSER PASSWORD 'the token'")
         yield made
 
 
-@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-def test_a_do_connect_listener_that_adds_a_token(tmp_path: Path, scram: Server, driver: str) -> None:
-    listener = """
-@event.listens_for(engine, "do_connect")
-def add_token(dialect, record, arguments, parameters):
-    parameters["password"] = "the token"
+@pytest.fixture
+def tokens(scram: Server) -> Iterator[list[str]]:
+    """Give tokens for the role `app` to whoever connects to the port that comes first; only the newest is good."""
+    given: list[str] = []
+
+    class Giving(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            given.append(f"token-{secrets.token_hex(8)}")
+            scram.execute(f"ALTER ROLE app PASSWORD '{given[-1]}'")
+            self.request.sendall(given[-1].encode())
+
+    scram.execute("CREATE ROLE app LOGIN SUPERUSER PASSWORD 'constant token'")
+    with socketserver.TCPServer(("127.0.0.1", 0), Giving) as service:
+        threading.Thread(target=service.serve_forever, daemon=True).start()
+        given.append(str(service.server_address[1]))
+        yield given
+        service.shutdown()
+    scram.execute("DROP OWNED BY app; DROP ROLE app")
+
+
+#: What env.py does for a password, where TOKEN_PORT names no service that gives a new one for each connection.
+TOKEN = """
+import socket
+used = []
+def token():
+    if "TOKEN_PORT" not in os.environ:
+        return "constant token"
+    with socket.create_connection(("127.0.0.1", int(os.environ["TOKEN_PORT"]))) as service:
+        used.append(service.recv(100).decode())
+    return used[-1]
+
+async def awaited_token():
+    return token()
 """
+LISTENER = """
+    @event.listens_for(engine.sync_engine if hasattr(engine, "sync_engine") else engine, "do_connect")
+    def add_token(dialect, record, arguments, parameters):
+        parameters["password"] = token()
+"""
+
+
+def env_with_token(driver: str, how: str) -> str:
+    """Write an `env.py` that adds a token to each connection: by a listener, or by a callable that is given."""
+    env = env_on(driver)
+    if how != "listener":
+        env = env.replace("poolclass=", f"connect_args={{'password': {how}}}, poolclass=")
+    else:
+        at = "    async with engine" if driver == "asyncpg" else "with engine"
+        listener = LISTENER if driver == "asyncpg" else textwrap.dedent(LISTENER)
+        env = env.replace(at, f"{listener}\n{at}")
+    return env.replace("config = context.config", f"from sqlalchemy import event\nconfig = context.config\n{TOKEN}")
+
+
+TOKENS = [*((driver, "listener") for driver in DRIVERS), ("asyncpg", "token"), ("asyncpg", "awaited_token")]
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+@pytest.mark.parametrize(("driver", "how"), TOKENS)
+def test_a_token_that_env_py_adds(
+    tmp_path: Path, scram: Server, tokens: list[str], driver: str, how: str, is_given: bool
+) -> None:
     with fresh_database(scram) as database:
-        env = env_on(driver, repr(f"postgresql+{driver}://app@127.0.0.1:{scram.port}/{database.name}"))
-        tree = tree_in(tmp_path, env.replace("with engine", listener + "\nwith engine"))
-        result = migrate(tree)
+        url = f"postgresql+{driver}://app@127.0.0.1:{scram.port}/{database.name}"
+        tree = tree_in(tmp_path, env_with_token(driver, how), ini=ini_with("driver://" if is_given else url))
+        given = {"DATABASE_URL": url} if is_given else {}
+        result = migrate(tree, ALEMBIC_ENTRYPOINT_LOG_LEVEL="debug", **given)
         assert_migrated(result, database)
-        assert "the token" not in result.stderr
+        assert "constant token" not in result.stderr
 
 
-def test_each_connection_may_have_a_token_of_its_own(tmp_path: Path, scram: Server) -> None:
+@pytest.mark.parametrize("is_given", [True, False])
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_each_connection_may_have_a_token_of_its_own(
+    tmp_path: Path, scram: Server, tokens: list[str], driver: str, is_given: bool
+) -> None:
     # As with Azure's and AWS's tokens: what the first connection used is good for nothing else.
-    listener = """
-@event.listens_for(engine, "do_connect")
-def add_token(dialect, record, arguments, parameters):
-    parameters["password"] = "the token"
-    parameters["application_name"] = "app"
-"""
     with fresh_database(scram) as database:
-        env = env_on("psycopg", repr(f"postgresql+psycopg://app@127.0.0.1:{scram.port}/{database.name}"))
-        tree = tree_in(tmp_path, env.replace("with engine", listener + "\nwith engine"))
-        assert_migrated(migrate(tree), database)
+        url = f"postgresql+{driver}://app@127.0.0.1:{scram.port}/{database.name}"
+        printing = "\nprint(used)\n"
+        tree = tree_in(
+            tmp_path, env_with_token(driver, "listener") + printing, ini=ini_with("driver://" if is_given else url)
+        )
+        given = {"DATABASE_URL": url} if is_given else {}
+        result = migrate(tree, TOKEN_PORT=tokens[0], ALEMBIC_ENTRYPOINT_LOG_LEVEL="debug", **given)
+        assert_migrated(result, database)
+        assert len(tokens) > 3
+        assert "['***']" in [each["line"] for each in result.named("worker.output")]
+        assert not [each for each in tokens[1:] if each in result.stderr]
+
+
+def test_a_token_that_env_py_adds_is_added_in_a_replay(tmp_path: Path, scram: Server, tokens: list[str]) -> None:
+    with fresh_database(scram) as database:
+        url = f"postgresql+psycopg2://app@127.0.0.1:{scram.port}/{database.name}"
+        tree = tree_in(tmp_path, env_with_token("psycopg2", "listener"))
+        database.execute("CREATE TABLE t1 (id int PRIMARY KEY); CREATE TABLE t2 (id int PRIMARY KEY)")
+        result = migrate(tree, DATABASE_URL=url)
+        assert_migrated(result, database)
+        assert result.named("schema.proved")
+
+
+def test_a_password_that_nobody_names_is_asked_of_env_py_in_vain(
+    tmp_path: Path, scram: Server, tokens: list[str]
+) -> None:
+    with fresh_database(scram) as database:
+        url = f"postgresql://app@127.0.0.1:{scram.port}/{database.name}"
+        result = migrate(tree_in(tmp_path, env_py()), DATABASE_URL=url, ALEMBIC_ENTRYPOINT_WAIT_TIMEOUT="0")
+    assert result.code == 77
+    assert "no password supplied" in result.message
+    assert "No setting names a password, so env.py was asked for one: it connects without one" in result.message
 
 
 def test_a_pool_that_is_kept_and_asked_twice(tmp_path: Path, database: Database) -> None:
@@ -149,21 +234,34 @@ def test_an_engine_that_is_made_for_one_run_and_disposed_of(tmp_path: Path, data
 
 
 SECOND = """
-other = create_engine(os.environ["OTHER"])
-with other.begin() as second:
+with create_engine(os.environ["OTHER"]).begin() as second:
     second.execute(text("INSERT INTO audit VALUES ('here')"))
+"""
+ASYNC_SECOND = """
+import asyncio
+from sqlalchemy.ext.asyncio import create_async_engine
+
+async def write():
+    async with create_async_engine(os.environ["OTHER"], poolclass=pool.NullPool).begin() as second:
+        await second.execute(text("INSERT INTO audit VALUES ('here')"))
+
+asyncio.run(write())
 """
 
 
-@pytest.mark.parametrize(("place", "is_given"), [("above", True), ("after", True), ("after", False)])
-def test_a_second_engine_to_another_database_is_left_alone(
-    tmp_path: Path, database: Database, other: Database, place: str, is_given: bool
+@pytest.mark.parametrize(
+    ("driver", "place", "is_given"),
+    [*((driver, "above", True) for driver in DRIVERS), ("psycopg", "after", True), ("psycopg", "after", False)],
+)
+def test_a_second_engine_that_writes_to_another_database_does_so_once(
+    tmp_path: Path, database: Database, other: Database, driver: str, place: str, is_given: bool
 ) -> None:
-    tree = tree_in(tmp_path, env_py("create_engine(os.environ['URL'])", **{place: SECOND}))
+    second = ASYNC_SECOND if driver == "asyncpg" else SECOND
+    tree = tree_in(tmp_path, env_py("create_engine(os.environ['URL'])", **{place: second}))
     given = {"DATABASE_URL": database.url} if is_given else {}
-    result = migrate(tree, OTHER=url_on("psycopg", other), URL=url_on("psycopg", database), **given)
+    result = migrate(tree, OTHER=url_on(driver, other), URL=url_on("psycopg", database), **given)
     assert_migrated(result, database)
-    assert set(other.query("SELECT line FROM audit")) == {("here",)}
+    assert other.query("SELECT line FROM audit") == [("here",)]
     assert tables(other) == ["public.audit"]
 
 
@@ -211,18 +309,23 @@ def test_a_transaction_of_env_pys_own_around_everything(tmp_path: Path, database
     assert_migrated(migrate(tree_in(tmp_path, env), database), database)
 
 
-def test_an_open_transaction_that_nobody_commits_is_noticed(tmp_path: Path, database: Database) -> None:
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_an_open_transaction_that_nobody_commits_is_noticed(tmp_path: Path, database: Database, driver: str) -> None:
     # Plain Alembic ends with 0 here, and nothing is migrated [in_transaction, hazard 1].
-    result = migrate(tree_in(tmp_path, env_py(before="connection.execute(text('SELECT 1'))")), database)
+    tree = tree_in(tmp_path, env_on(driver, before="connection.execute(text('SELECT 1'))"))
+    result = migrate(tree, DATABASE_URL=url_on(driver, database))
     assert result.code == 1
     assert "env.py did not commit them" in result.message
     assert tables(database) == []
 
 
-def test_an_autocommit_block_in_an_open_transaction_fails_and_says_so(tmp_path: Path, database: Database) -> None:
-    tree = tree_in(tmp_path, env_py(before="connection.execute(text('SELECT 1'))"))
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_an_autocommit_block_in_an_open_transaction_fails_and_says_so(
+    tmp_path: Path, database: Database, driver: str
+) -> None:
+    tree = tree_in(tmp_path, env_on(driver, before="connection.execute(text('SELECT 1'))"))
     tree.add("r3", "with op.get_context().autocommit_block():\n    op.execute('VACUUM t1')", down="r2")
-    result = migrate(tree, database)
+    result = migrate(tree, DATABASE_URL=url_on(driver, database))
     assert result.code == 1
     assert "r3" in result.message
     assert "The database is as before" in result.message
@@ -262,6 +365,14 @@ def test_an_env_py_that_creates_its_schema_again_at_each_start(tmp_path: Path, d
     assert_migrated(migrate(tree, database), database)
     # Now that the schema is there it is a notice; but PostgreSQL still calls it a write.
     assert migrate(tree, database).state == "CURRENT"
+
+
+def test_an_env_py_that_needs_the_schema_that_it_creates(tmp_path: Path, database: Database) -> None:
+    # A look under the lock keeps nothing; this one must.
+    need = "connection.execute(text(\"COMMENT ON SCHEMA app IS 'ours'\")); connection.commit()"
+    tree = tree_in(tmp_path, env_py(before=f"{WRITING['in a transaction']}; {need}"))
+    assert_migrated(migrate(tree, database), database)
+    assert schemas(database) == ["app"]
 
 
 def test_an_async_env_py_that_creates_its_schema_first(tmp_path: Path, database: Database) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from env_forms import assert_migrated, env_py, ini_with, migrate, recorded, tables, tree_in
+from env_forms import DRIVERS, assert_migrated, env_on, env_py, ini_with, migrate, recorded, tables, tree_in, url_on
 
 from projects import project
 from servers import Database
@@ -63,11 +63,22 @@ def test_the_version_table_of_another_app_in_the_same_schema_is_not_ours(tmp_pat
     assert recorded(database) == ["x"]
 
 
-def test_one_transaction_for_each_migration(tmp_path: Path, database: Database) -> None:
-    tree = tree_in(tmp_path, env_py(configure="transaction_per_migration=True"))
-    assert_migrated(migrate(tree, database), database)
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_one_transaction_for_each_migration_and_none_for_what_runs_in_autocommit(
+    tmp_path: Path, database: Database, driver: str
+) -> None:
+    tree = tree_in(tmp_path, env_on(driver, configure="transaction_per_migration=True"))
+    concurrently = "op.execute('CREATE INDEX CONCURRENTLY t3_id ON t3 (id)')"
+    steps = ["op.execute('CREATE TABLE t3 (id int)')", f"with op.get_context().autocommit_block():\n    {concurrently}"]
+    tree.add("r3", "\n".join([*steps, "op.execute('COMMENT ON INDEX t3_id IS $$built$$')"]), down="r2")
+    result = migrate(tree, DATABASE_URL=url_on(driver, database))
+    assert result.code == 0, result.message
+    assert recorded(database) == ["r3"]
     # The migrations' own transactions: each row of pg_class was made by another one.
-    assert len(set(database.query("SELECT xmin FROM pg_class WHERE relname IN ('t1', 't2')"))) == 2
+    assert len(set(database.query("SELECT xmin FROM pg_class WHERE relname IN ('t1', 't2', 't3')"))) == 3
+    assert database.query(
+        "SELECT obj_description(indexrelid) FROM pg_index WHERE indisvalid AND indexrelid::regclass::text = 't3_id'"
+    ) == [("built",)]
 
 
 def test_one_transaction_for_all_migrations(tmp_path: Path, database: Database) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 
 from alembic_entrypoint.address import Address
-from alembic_entrypoint.postgres.answers import Answer, understand
+from alembic_entrypoint.postgres.answers import Answer, Outcome, understand
 
 #: A host that says nothing is left after so many seconds, unless the URL names another `connect_timeout`.
 TIMEOUT = 5
@@ -45,7 +45,22 @@ class Passed(Exception):
 def log_in(
     address: Address, deadline: float, *, needs_primary: bool, application_name: str
 ) -> tuple[psycopg.Connection[Any], Address]:
-    """Open an autocommit session on the first host that will do, and name that host. Raises NotReady."""
+    """Open an autocommit session on the first host that will do, and name that host. Raises NotReady.
+
+    Where that is denied, and others give what the address does not name, they are asked.
+    """
+    try:
+        return _log_in(address, deadline, needs_primary, application_name)
+    except NotReady as error:
+        is_denied = error.answer.outcome is Outcome.DENIED
+        if not is_denied or address.credentials is None or not address.credentials.renew():
+            raise
+    return _log_in(address, deadline, needs_primary, application_name)
+
+
+def _log_in(
+    address: Address, deadline: float, needs_primary: bool, application_name: str
+) -> tuple[psycopg.Connection[Any], Address]:
     reasons: list[str] = []
     sqlstates: list[str | None] = []
     limit = _limit(address, deadline)
@@ -91,10 +106,10 @@ def _ways(address: Address, limit: int) -> Iterator[dict[str, Any]]:
     """
     host = address.parameters.get("host", "")
     if not host or "hostaddr" in address.parameters or host.startswith(("/", "@")) or _is_number(host):
-        yield dict(address.parameters)
+        yield dict(address.login)
         return
     for found in resolve(host, limit):
-        yield {**address.parameters, "hostaddr": found}
+        yield {**address.login, "hostaddr": found}
 
 
 def _is_number(host: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import selectors
 import signal
 import subprocess
@@ -13,9 +14,11 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
+from alembic_entrypoint.address import Address
 from alembic_entrypoint.errors import Misconfigured
 from alembic_entrypoint.facts import Graph
 from alembic_entrypoint.logs import log
+from alembic_entrypoint.target import keep_secret
 from alembic_entrypoint.worker.messages import Lines, Message, Request, decode, write
 
 LONGEST_LINE = 1 << 14
@@ -25,8 +28,9 @@ MOST_READS = 256
 ENDING_PAUSE = 0.01
 #: Seconds in which nobody looks after a migration has begun: being woken twice for each of a thousand slows them down.
 NAP = 0.01
-#: Above what `os.closerange(3, 256)` in somebody's env.py reaches.
-HIGH_DESCRIPTOR = 300
+#: Above what `os.closerange(3, 256)` in somebody's env.py reaches, where the limit of open files is higher; below
+#: that limit there must be room for the pipes of two workers.
+HIGH_DESCRIPTOR, ROOM = 300, 16
 
 running: list[Worker] = []
 
@@ -155,6 +159,9 @@ class Worker:
         for line in lines:
             if name == "messages":
                 message = decode(line)
+                if message["said"] == "secret":
+                    keep_secret(Address(message["parameters"]))
+                    continue
                 self._said = message["said"]
                 self.is_idle = self._said == "idle"
                 yield message
@@ -226,9 +233,11 @@ def kill_all() -> None:
 
 def _pipe() -> tuple[int, int]:
     """Make a pipe whose ends have high numbers."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    lowest = HIGH_DESCRIPTOR if limit == resource.RLIM_INFINITY else max(3, min(HIGH_DESCRIPTOR, limit - ROOM))
     ends = os.pipe()
     try:
-        high: Any = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, HIGH_DESCRIPTOR) for end in ends)
+        high: Any = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, lowest) for end in ends)
     finally:
         for end in ends:
             os.close(end)

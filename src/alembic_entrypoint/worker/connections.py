@@ -38,6 +38,9 @@ class Policy:
     target: Mapping[str, str] | None = None
     #: what counts as the target; None: every place
     places: set[Place] | None = None
+    #: what of `target` env.py gave, and the places to which it connects with a password of the moment
+    lent: frozenset[str] = frozenset()
+    own: frozenset[Place] = frozenset()
     #: what a connection runs before it is handed out, by whether it is one to the target
     steps: Callable[[bool], Steps | None] = lambda _: None
     connect_timeout: float = 60.0
@@ -57,7 +60,11 @@ class Policy:
         self.asked(made)
         if not is_target:
             self.left_alone(place)
-        return made, self.target if is_target else None
+            return made, None
+        if self.target is None or place not in self.own or parameters.get("user") != self.target.get("user"):
+            return made, self.target
+        # It is the target already: what the target's URL does not name stays as it is.
+        return made, {**self.target, **{name: parameters[name] for name in self.lent & parameters.keys()}}
 
 
 def fence_steps(token: int, session: Mapping[str, str]) -> Steps:

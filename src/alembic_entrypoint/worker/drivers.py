@@ -10,6 +10,7 @@ import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import inspect
 import random
 import sys
 import time
@@ -160,9 +161,15 @@ def _wrap_asyncpg(asyncpg: Any, policy: Policy) -> None:
 
     @functools.wraps(connect)
     async def wrapped(dsn: str | None = None, **kwargs: Any) -> Any:
+        if callable(kwargs.get("password")):
+            # Asked for here, once, as asyncpg itself would: it is told on, where env.py is asked how it logs in.
+            password = kwargs["password"]()
+            kwargs["password"] = await password if inspect.isawaitable(password) else password
         made, target = policy.route(_asyncpg_parameters(dsn, kwargs), "asyncpg")
         if target is not None:
-            kwargs = {name: value for name, value in kwargs.items() if name not in _ASYNCPG_REPLACED}
+            is_secured = bool(TLS_PARAMETERS & target.keys()) or made.place not in policy.own
+            replaced = _ASYNCPG_REPLACED if is_secured else _ASYNCPG_REPLACED - {"ssl", "direct_tls"}
+            kwargs = {name: value for name, value in kwargs.items() if name not in replaced}
             dsn = _asyncpg_dsn(target)
         connection = await _retry_async(lambda: connect(dsn, **kwargs), policy, made)
         await _drive_asyncpg(connection, policy.steps(made.is_target))

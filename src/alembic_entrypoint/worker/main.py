@@ -15,9 +15,9 @@ from contextlib import suppress
 from types import CodeType
 from typing import Any, NoReturn, TextIO, cast
 
-from alembic_entrypoint.address import Place
+from alembic_entrypoint.address import Place, place_of
 from alembic_entrypoint.worker import connections, drivers
-from alembic_entrypoint.worker.messages import Message, Request
+from alembic_entrypoint.worker.messages import Message, Request, ended_with
 from alembic_entrypoint.worker.parent import Parent, Work
 
 
@@ -47,15 +47,15 @@ def main(reading: int, writing: int) -> NoReturn:
 def _route(request: Request, parent: Parent, policy: connections.Policy, work: Work) -> None:
     """Say where connections go, and what they run first."""
     policy.places = set(request.places)
+    policy.asked = functools.partial(_confide, parent, request)
+    if request.lent:
+        policy.lent = frozenset(request.lent)
+        policy.own = frozenset((request.places[0], place_of(request.parameters or {}, os.environ)))
     if request.order == "load":
         return
     if request.order == "ask":
-
-        def asked(made: connections.Made) -> None:
-            parent.tell("asked", parameters=made.parameters, driver=made.driver)
-            _end()
-
-        policy.asked = asked
+        policy.asked = functools.partial(_answer, parent, request)
+        policy.steps = lambda _: connections.read_only_steps()
     elif request.order in ("observe", "sql"):
         policy.target = request.parameters if request.is_redirecting and request.is_given else None
         if request.is_redirecting and not request.is_learned:
@@ -71,6 +71,20 @@ def _route(request: Request, parent: Parent, policy: connections.Policy, work: W
         policy.target = request.parameters if request.is_given else None
         policy.steps = lambda is_target: fence() if is_target else None
         policy.left_alone = lambda place: parent.tell("left_alone", place=str(place))
+
+
+def _answer(parent: Parent, request: Request, made: connections.Made) -> None:
+    """Tell where env.py connects to and how, and end; other places than the request names are passed over."""
+    if not request.places or made.place in request.places:
+        parent.tell("asked", parameters=made.parameters, driver=made.driver)
+        _end()
+
+
+def _confide(parent: Parent, request: Request, made: connections.Made) -> None:
+    """Tell of a password that the parent does not know, so that it stays out of the log."""
+    password = made.parameters.get("password")
+    if password and password != (request.parameters or {}).get("password"):
+        parent.tell("secret", parameters=made.parameters)
 
 
 def _prepared(request: Request, policy: connections.Policy) -> Any:
@@ -104,7 +118,8 @@ def _looked_in_a_fork(
     _, status = os.waitpid(child, 0)
     if status:
         code = os.waitstatus_to_exitcode(status)
-        parent.tell("failed", kind="died", error=f"env.py ended its process with status {code}", migration=None)
+        why = ended_with(code, f"env.py ended its process with status {code}")
+        parent.tell("failed", kind="died", error=why, migration=None)
         _end()
     return True
 
@@ -135,11 +150,14 @@ def _load(request: Request, parent: Parent, policy: connections.Policy, work: Wo
 
 def _ask(request: Request, parent: Parent, policy: connections.Policy, work: Work, environment: Any) -> None:
     """Run env.py until it connects, and tell where to."""
+    from alembic_entrypoint.worker import transactions
     from alembic_entrypoint.worker.failures import Unusable
 
+    transactions.keep_read_only()
     parent.tell("configured", url=environment.configured_url)
     environment.run(lambda recorded, context: [], dont_mutate=True)
-    raise Unusable("env.py runs the migrations without connecting to PostgreSQL")
+    where = request.places[0] if request.places else "PostgreSQL"
+    raise Unusable(f"env.py runs the migrations without connecting to {where}")
 
 
 def _observe(request: Request, parent: Parent, policy: connections.Policy, work: Work, environment: Any) -> None:
@@ -167,6 +185,8 @@ def _migrate(request: Request, parent: Parent, policy: connections.Policy, work:
 
     fence = transactions.Fence(policy, request.token, request.session, work)
     fence.keep()
+    if request.order == "look" and not request.keeps:
+        transactions.keep_nothing()
     if environment.configured_place and request.is_given and policy.places is not None:
         policy.places.add(environment.configured_place)
 

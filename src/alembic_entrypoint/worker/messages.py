@@ -40,6 +40,20 @@ SELECT count(*) FILTER (WHERE classid = {LOCK_CLASS} AND objid = {LOCK_A} AND mo
 """
 
 
+#: The status with which a worker ends whose pipes to us were closed under it: it can say nothing more.
+PIPE_CLOSED = 119
+
+
+def ended_with(status: int, otherwise: str) -> str:
+    """Say how a process ended that said nothing more; `otherwise` is what else its status means."""
+    if status != PIPE_CLOSED:
+        return otherwise
+    return (
+        "env.py or a migration closed file descriptors that it had not opened, and with them the pipe on which the "
+        "worker tells what it does, as os.closerange(3, os.sysconf('SC_OPEN_MAX')) does; let it close only its own"
+    )
+
+
 @dataclass(frozen=True)
 class Replay:
     """What a worker is to replay, and where it is to look closely."""
@@ -62,7 +76,8 @@ class Replay:
 class Request:
     """What the parent wants of a worker."""
 
-    #: load: read the migrations, without env.py · ask: where would env.py connect · observe: look, change nothing ·
+    #: load: read the migrations, without env.py · ask: where would env.py connect, and with which password, where
+    #: there are places only to one of those · observe: look, change nothing ·
     #: look: the same under the lock, where env.py may write · migrate: look, wait for the word, upgrade or downgrade ·
     #: sql: print what that would run · replay: run migrations in scratch, and tell what each of them makes
     order: str
@@ -72,6 +87,8 @@ class Request:
     x: tuple[str, ...] = ()
     #: libpq's parameters of the target; None where env.py is asked
     parameters: Mapping[str, str] | None = None
+    #: those of them that env.py gave, because the target's URL names no password
+    lent: tuple[str, ...] = ()
     #: the driver that the target's URL named, without the dialect
     driver: str | None = None
     #: whether a setting named the target, so that `sqlalchemy.url` is set to it
@@ -92,6 +109,8 @@ class Request:
     is_known: bool = False
     #: whether stale bytecode in the migrations' folders is removed before they are loaded
     is_cleaning: bool = False
+    #: whether what env.py commits in a look under the lock stays, since it fails without
+    keeps: bool = False
     #: what to go down to, instead of up to the target
     downgrade: str | None = None
     #: recorded revisions to start from, for `sql`
@@ -109,7 +128,7 @@ class Request:
     def decode(cls, message: Message) -> Request:
         """Read it back from a message."""
         places = tuple(Place(tuple(p["hosts"]), tuple(p["ports"]), p["dbname"]) for p in message.pop("places"))
-        lists: Any = {name: tuple(message.pop(name)) for name in ("x", "starting")}
+        lists: Any = {name: tuple(message.pop(name)) for name in ("x", "starting", "lent")}
         asked = message.pop("replay")
         replay = Replay(**{name: _tuples(value) for name, value in asked.items()}) if asked else None
         return cls(places=places, replay=replay, **lists, **message)

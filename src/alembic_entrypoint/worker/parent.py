@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import signal
@@ -9,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from alembic_entrypoint.worker.messages import Lines, Message, decode, write
+from alembic_entrypoint.worker.messages import PIPE_CLOSED, Lines, Message, decode, write
 
 
 class Parent:
@@ -27,7 +28,12 @@ class Parent:
     def tell(self, said: str, **keys: Any) -> None:
         """Say one thing."""
         with self._lock:
-            write(self._writing, {"said": said, **keys})
+            try:
+                write(self._writing, {"said": said, **keys})
+            except OSError as error:
+                if error.errno == errno.EBADF:
+                    os._exit(PIPE_CLOSED)
+                raise
 
     def next_word(self) -> Message:
         """Wait for one thing that the parent says; when it is gone, or says cancel, end at once."""

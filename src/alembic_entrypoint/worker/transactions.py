@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine.default import DefaultDialect
 
 from alembic_entrypoint.worker.connections import FenceError, Policy, ask, setting_statement
 from alembic_entrypoint.worker.messages import HOLDER_CHECK, LOCK_B, LOCK_CLASS, TOKEN_CLASS
@@ -28,6 +29,18 @@ def keep_read_only() -> None:
     def begin(connection: Connection) -> None:
         if connection.dialect.name == "postgresql":
             ask(connection, "SET TRANSACTION READ ONLY")
+
+
+def keep_nothing() -> None:
+    """Roll back what SQLAlchemy would commit, in any database: a look under the lock is followed by the same again.
+
+    What is sent in autocommit, or committed on a driver's own connection, stays.
+    """
+
+    def roll_back(dialect: Any, connection: Any) -> None:
+        dialect.do_rollback(connection)
+
+    DefaultDialect.do_commit = roll_back  # type: ignore[method-assign]
 
 
 class Fence:
