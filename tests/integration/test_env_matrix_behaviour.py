@@ -388,7 +388,8 @@ def test_an_env_py_that_never_ends_is_ended_after_a_while(tmp_path: Path, server
             assert result.code == 78, result.stderr
             assert f"env.py {said} within 10 s" in result.message
             assert tables(database) == []
-            assert database.query("SELECT 1 FROM pg_locks WHERE locktype = 'advisory'") == []
+            locks = "SELECT 1 FROM pg_locks JOIN pg_database AS d ON d.oid = database WHERE locktype = 'advisory' "
+            assert database.query(f"{locks} AND datname = current_database()") == []
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
