@@ -6,7 +6,7 @@ on the target of what the replay has made, and yet everything.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from alembic_entrypoint.comparison import Live, Replayed, Visited
 from alembic_entrypoint.facts import Facts
@@ -24,15 +24,15 @@ def searched(facts: Facts) -> frozenset[Name]:
     return frozenset(Name("schema", each, "") for each in path if each != "public" and not each.startswith("pg_"))
 
 
-def misled(replay: Sequence[Visited], facts: Facts, there: Collection[Name]) -> str | None:
-    """Say how a name means something else in a replay than on the target, where `there` is; None where it does not.
+def misled(replay: Sequence[Visited], facts: Facts) -> str | None:
+    """Say how a name means something else in a replay than on the target; None where it does not.
 
     A schema that the migrations make comes onto the path with them, in a replay as on the target.
     """
     made = {name.schema for visit in replay[1:] for name in visit.added if name.kind == "schema"}
     first, table = replay[0], facts.version_table
     path = tuple(each for each in facts.search_path if each not in made)
-    if _known(first.search_path, there) != path:
+    if _counting(replay, facts) != path:
         return _misleads(path, first.search_path)
     if first.version_schema != table.resolved_schema and table.resolved_schema not in made:
         return (
@@ -45,11 +45,9 @@ def misled(replay: Sequence[Visited], facts: Facts, there: Collection[Name]) -> 
 
 def doubt_of_base(replayed: Replayed, live: Live, facts: Facts) -> str | None:
     """Say why what no revision has made may be theirs all the same; None where it cannot be."""
-    first = replayed.replays[0][0]
-    there = {each for each in live.names if each.kind == "schema"}
-    if _known(first.search_path, there) != facts.search_path:
-        return _misleads(facts.search_path, first.search_path)
-    path = facts.search_path
+    path, replay = facts.search_path, replayed.replays[0]
+    if _counting(replay, facts) != path:
+        return _misleads(path, replay[0].search_path)
     ours = {(each.kind, each.name) for each in replayed.made if each.schema in path}
     namesakes = sorted(each for each in live.names if each.schema in path and (each.kind, each.name) in ours)
     if namesakes:
@@ -62,13 +60,13 @@ def doubt_of_base(replayed: Replayed, live: Live, facts: Facts) -> str | None:
     return None
 
 
-def _known(path: Sequence[str], there: Collection[Name]) -> tuple[str, ...]:
-    """Leave out of scratch's path what the target has not: that is `public`, which scratch begins with.
+def _counting(replay: Sequence[Visited], facts: Facts) -> tuple[str, ...]:
+    """Leave out of scratch's path what is not on the target's, and where the replay has made nothing.
 
-    But for the first, in which everything is made.
+    That is `public`, where the target has none, or none for this role, and all is said with its schema.
     """
-    schemas = {each.schema for each in there if each.kind == "schema"}
-    return (*path[:1], *(each for each in path[1:] if each in schemas))
+    used = {each.schema for visit in replay[1:] for each in visit.added if each.kind not in ("schema", "extension")}
+    return tuple(each for each in replay[0].search_path if each in used or each in facts.search_path)
 
 
 def _misleads(here: Sequence[str], scratch: Sequence[str]) -> str:

@@ -123,7 +123,7 @@ def replay(
                     else:
                         names = (names | {*each.added}) - {*each.removed}
                         visits.append(each)
-                if reason := misled(visits, facts, _on_target(connection)):
+                if reason := misled(visits, facts):
                     raise NotReplayed({"kind": _MISLED, "error": reason})
                 return tuple(visits)
             except NotReplayed as error:

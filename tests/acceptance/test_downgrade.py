@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -38,6 +39,12 @@ def recorded(database: Database) -> list[str]:
 def tables(database: Database) -> list[str]:
     rows = database.query("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace")
     return sorted(row[0] for row in rows if row[0] != "alembic_version")
+
+
+def remembered(tree: Project, database: Database) -> tuple[object, ...]:
+    """Give how the ledger tells the last settling."""
+    last = json.loads(run(tree, database, "history", "--json").stdout)[-1]
+    return last["action"], last["outcome"], last["before"], last["after"]
 
 
 def answered(tree: Project, database: Database, answer: str, *arguments: str) -> tuple[int, str]:
@@ -93,6 +100,7 @@ def test_every_form_of_rev_is_understood(
     assert (recorded(database), tables(database)) == (after, left)
     [event] = result.named("schema.downgraded")
     assert (event["before"], event["after"]) == (["r3"], after)
+    assert remembered(tree, database) == ("DOWNGRADE", "ok", ["r3"], after)
 
 
 def test_it_says_what_is_undone_what_may_be_lost_and_how_to_go_back(tree: Project, database: Database) -> None:
@@ -232,6 +240,7 @@ def test_a_failed_downgrade_leaves_the_database_as_before(tree: Project, databas
     ):
         assert part in result.message
     assert (recorded(database), tables(database)) == (["r3"], ["t1", "t2", "t3"])
+    assert remembered(tree, database) == ("DOWNGRADE", "failed", ["r3"], ["r3"])
 
 
 def test_a_failed_downgrade_names_what_was_undone_before_and_kept(tree: Project, database: Database) -> None:
@@ -245,6 +254,7 @@ def test_a_failed_downgrade_names_what_was_undone_before_and_kept(tree: Project,
     assert "Undone before it and kept: r3." in result.message
     assert "as it was when r3 had been undone" in result.message
     assert (recorded(database), tables(database)) == (["r2"], ["t1", "t2"])
+    assert remembered(tree, database) == ("DOWNGRADE", "failed", ["r3"], ["r2"])
 
 
 @pytest.mark.extra

@@ -120,6 +120,33 @@ def test_what_a_migration_makes_comes_onto_the_path_with_it(tree: Project, datab
         database.execute("DROP SCHEMA app CASCADE; DROP TABLE public.alembic_version")
 
 
+ASIDE = {
+    "public is not there, and everything says its schema": "DROP SCHEMA public CASCADE",
+    "public is not for the role": "REVOKE ALL ON SCHEMA public FROM PUBLIC, {role}",
+    "a schema of an extension": (
+        "CREATE SCHEMA extra; ALTER EXTENSION plpgsql ADD SCHEMA extra; GRANT USAGE ON SCHEMA extra TO {role}; "
+        "ALTER DATABASE {database} SET search_path = app, extra"
+    ),
+}
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("what", ASIDE)
+def test_what_no_name_depends_on_is_not_in_the_way(what: str, tmp_path: Path, database: Database, role: str) -> None:
+    tree = project(
+        tmp_path, env=ENV.replace("connection=connection)", "connection=connection, version_table_schema='app')")
+    )
+    tree.add("r1", "op.execute('CREATE TABLE app.account (id int)')")
+    tree.add("r2", "op.execute('CREATE TABLE app.entry (id int)')", down="r1")
+    for each in ("CREATE SCHEMA app AUTHORIZATION {role}", *ASIDE[what].split(";")):
+        database.execute(each.format(database=database.name, role=role))
+    assert migrate(tree, database, role).code == 0
+    database.execute("UPDATE app.alembic_version SET version_num = 'lost'")
+    result = migrate(tree, database, role)
+    assert result.code == 0, result.message
+    assert [each["after"] for each in result.named("schema.stamped")] == [["r2"]]
+
+
 UNLIKE = {
     "the version table is elsewhere": (
         "CREATE SCHEMA app; ALTER DATABASE {database} SET search_path = app, public",

@@ -44,7 +44,7 @@ _OBJECTS = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _UNTRUSTED = re.compile(rf"\bLANGUAGE\s+'?{_LANGUAGE}\b", re.IGNORECASE)
-_COMMIT = re.compile(r"\s*(?:COMMIT|END)\b", re.IGNORECASE)
+_COMMIT = re.compile(r"(?:\s|--[^\n\r]*|/\*.*?\*/)*(?:COMMIT|END)\b", re.IGNORECASE | re.DOTALL)
 
 
 @functools.lru_cache(maxsize=64)  # our own, asked after each migration, are long
@@ -54,19 +54,21 @@ def beyond(statement: str) -> str | None:
     Data is not looked at; what a DO block or a function would execute is, even where it is put together from text.
     A text that cannot be told from such a statement counts as one.
     """
-    has_body = bool(_HAS_BODY.search(_text(statement, keeps=False)))
-    patterns = (_OBJECTS, _FUNCTIONS, _COPY, *((_UNTRUSTED,) if has_body else ()))
-    for part in _text(statement, keeps=has_body).split(";"):
+    text = _text(statement, keeps=False)
+    patterns = [_OBJECTS, _FUNCTIONS, _COPY]
+    if _HAS_BODY.search(text):
+        text = _text(statement, keeps=True)
+        patterns.append(_UNTRUSTED)
+    for part in text.split(";"):
         for pattern in patterns[1:] if _ALTERS_RELATION.match(part) else patterns:
             if found := pattern.search(part):
                 return " ".join(found[0].replace("'", " ").strip("$;( ").split()).upper()
     return None
 
 
-@functools.lru_cache(maxsize=64)
 def commits(statement: str) -> bool:
     """Tell whether a statement ends a transaction, and keeps what was done in it."""
-    return bool(_COMMIT.match(_text(statement, keeps=False)))
+    return bool(_COMMIT.match(statement))
 
 
 def _text(statement: str, keeps: bool) -> str:

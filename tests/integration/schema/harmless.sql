@@ -176,6 +176,27 @@ CREATE TEXT SEARCH CONFIGURATION app.words (COPY = simple);
 CREATE PUBLICATION everything FOR ALL TABLES;
 CREATE FOREIGN DATA WRAPPER extra;
 CREATE SERVER extra FOREIGN DATA WRAPPER extra;
+--: operator families and classes (exception: they are none of those that count)
+CREATE OPERATOR FAMILY app.alike USING hash;
+CREATE OPERATOR CLASS app.same FOR TYPE integer USING hash FAMILY app.alike AS OPERATOR 1 =, FUNCTION 1 hashint4(integer);
+--: user mappings (exception: they are none of those that count)
+CREATE USER MAPPING FOR PUBLIC SERVER elsewhere OPTIONS ("user" 'x');
+--: event triggers (exception: they are none of those that count)
+CREATE FUNCTION extra() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';
+ALTER EXTENSION plpgsql ADD FUNCTION extra();
+CREATE EVENT TRIGGER extra ON ddl_command_start EXECUTE FUNCTION extra();
+--: text search (exception: its objects are none of those that count)
+CREATE TEXT SEARCH TEMPLATE app.extra (INIT = dsimple_init, LEXIZE = dsimple_lexize);
+CREATE TEXT SEARCH DICTIONARY app.extra (TEMPLATE = app.extra);
+CREATE TEXT SEARCH PARSER app.extra (START = prsd_start, GETTOKEN = prsd_nexttoken, END = prsd_end,
+    LEXTYPES = prsd_lextype);
+--: languages (exception: they are none of those that count)
+CREATE TRUSTED LANGUAGE extra HANDLER plpgsql_call_handler INLINE plpgsql_inline_handler VALIDATOR plpgsql_validator;
+--: access methods, and that of a table (exception: they are none of those that count)
+CREATE ACCESS METHOD extra TYPE TABLE HANDLER heap_tableam_handler;
+DROP TABLE app.by_hash_0;
+SET default_table_access_method = extra;
+CREATE TABLE app.by_hash_0 PARTITION OF app.by_hash FOR VALUES WITH (MODULUS 2, REMAINDER 0);
 --: names of NOT NULL constraints (since 18)
 ALTER TABLE users RENAME CONSTRAINT users_email_not_null TO other;
 ALTER TABLE users ALTER tags DROP NOT NULL, ADD CONSTRAINT another NOT NULL tags;

@@ -37,6 +37,12 @@ CREATE TABLE app.by_hash_1 PARTITION OF app.by_hash FOR VALUES WITH (MODULUS 2, 
 --: app.by_hash
 DROP TABLE app.by_hash;
 CREATE TABLE app.by_hash (n integer NOT NULL) PARTITION BY RANGE (n);
+--: app.right_list
+DROP TABLE app.right_list;
+CREATE TABLE app.right_list (n integer, m integer) PARTITION BY LIST (m);
+--: app.listed
+ALTER TABLE app.left_list DETACH PARTITION app.listed;
+ALTER TABLE app.right_list ATTACH PARTITION app.listed FOR VALUES IN (1);
 --: app.events_rest
 DROP TABLE app.events_rest;
 --: users
@@ -95,6 +101,8 @@ ALTER TABLE users ALTER nickname TYPE text;
 ALTER VIEW kinds ALTER kind SET DEFAULT 'x';
 --: app.remote.b
 ALTER FOREIGN TABLE app.remote ALTER b TYPE varchar(7);
+--: app.remote.b
+ALTER FOREIGN TABLE app.remote ALTER b OPTIONS (place 'x');
 --: "Odd ""Schema"""."Odd ""Table"""."Ünï"
 ALTER TABLE "Odd ""Schema"""."Odd ""Table""" ALTER "Ünï" TYPE varchar(6);
 --: "Odd ""Schema"""."Odd ""Table"""."a.b"
@@ -212,6 +220,9 @@ CREATE OR REPLACE VIEW kinds AS SELECT id, kind FROM users WHERE kind = 'y' WITH
 CREATE OR REPLACE VIEW kinds AS SELECT id, kind FROM users WHERE kind = 'x' WITH LOCAL CHECK OPTION;
 --: kinds
 CREATE OR REPLACE VIEW kinds AS SELECT id, kind FROM users WHERE kind = 'x';
+--: kinds
+DROP VIEW kinds;
+CREATE MATERIALIZED VIEW kinds AS SELECT id, kind FROM users WHERE kind = 'x' WITH NO DATA;
 --: kinds.kind
 ALTER VIEW kinds RENAME kind TO sort;
 --: app.totals
@@ -246,8 +257,8 @@ ALTER FUNCTION doubled(integer) SET work_mem = '9MB';
 ALTER FUNCTION doubled(integer) COST 3;
 --: function doubled(integer)
 DROP FUNCTION doubled(integer);
-CREATE FUNCTION doubled(n integer) RETURNS bigint LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS 'SELECT $1 *
-    2';
+CREATE FUNCTION doubled(n integer) RETURNS bigint LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS
+    'SELECT $1 * 2';
 --: function doubled(integer)
 DROP FUNCTION doubled(integer);
 CREATE FUNCTION doubled(m integer) RETURNS integer LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS 
@@ -291,6 +302,19 @@ CREATE OR REPLACE AGGREGATE app.glue(text) (SFUNC = app.joined, STYPE = text, IN
 --: function app.glue(text)
 DROP AGGREGATE app.glue(text);
 CREATE AGGREGATE app.glue(text) (SFUNC = array_append, STYPE = text[], INITCOND = '{}');
+--: function app.glue(text)
+CREATE OR REPLACE AGGREGATE app.glue(part text) (SFUNC = app.joined, STYPE = text, INITCOND = '');
+--: function app.glue(text)
+DROP AGGREGATE app.glue(text);
+CREATE AGGREGATE app.glue(ORDER BY text) (SFUNC = app.joined, STYPE = text, INITCOND = '');
+--: function app.first(integer)
+CREATE OR REPLACE AGGREGATE app.first(integer) (SFUNC = app.kept, STYPE = integer, FINALFUNC = app.shown,
+    INITCOND = '0', FINALFUNC_MODIFY = READ_WRITE);
+--: function app.first(integer)
+CREATE OR REPLACE AGGREGATE app.first(integer) (SFUNC = app.kept, STYPE = bigint, FINALFUNC = app.shown,
+    INITCOND = '0');
+--: function app.handler()
+CREATE OR REPLACE FUNCTION app.handler() RETURNS language_handler LANGUAGE c AS 'plpgsql', 'plpgsql_call_handler';
 --: function app.clear(text)
 ALTER PROCEDURE app.clear SECURITY DEFINER;
 --: function doubled(integer)
@@ -389,6 +413,40 @@ ALTER TYPE app.address ADD ATTRIBUTE city text CASCADE;
 ALTER TYPE app.address RENAME ATTRIBUTE street TO road CASCADE;
 --: type app.pair
 CREATE TYPE app.pair AS (a integer, b integer);
+--: type app.pixel
+ALTER TYPE app.pixel ADD ATTRIBUTE z integer;
+--: type app.pixel
+DROP TYPE app.pixel;
+CREATE DOMAIN app.pixel AS text;
+--: type app.level
+DROP TYPE app.level;
+CREATE DOMAIN app.level AS text;
+--: type app.code
+DROP DOMAIN app.code;
+CREATE DOMAIN app.code AS varchar(4);
+--: type app.code
+DROP DOMAIN app.code;
+CREATE DOMAIN app.code AS varchar(3) COLLATE "C";
+--: type app.code
+DROP DOMAIN app.code;
+CREATE TYPE app.code AS ENUM ();
+--: type app.letters
+DROP TYPE app.letters;
+CREATE TYPE app.letters AS RANGE (subtype = text, collation = "C");
+--: type app.letters
+DROP TYPE app.letters;
+CREATE TYPE app.letters AS RANGE (subtype = text, subtype_opclass = text_pattern_ops);
+--: type app.letters
+DROP TYPE app.letters;
+CREATE TYPE app.letters AS RANGE (subtype = varchar);
+--: type app.letters
+DROP TYPE app.letters;
+CREATE TYPE app.letters AS ENUM ();
+--: type app.steps
+DROP TYPE app.steps CASCADE;
+CREATE TYPE app.steps;
+CREATE FUNCTION app.stepped(app.steps) RETURNS app.steps LANGUAGE internal IMMUTABLE AS 'int4range_canonical';
+CREATE TYPE app.steps AS RANGE (subtype = integer);
 --: type app.span
 ALTER TYPE app.span RENAME TO stretch;
 --: type app.span
@@ -400,6 +458,8 @@ CREATE TYPE app.span AS RANGE (subtype = numeric, subtype_diff = numrange_subdif
 --: function doubled(integer) (since 14)
 DROP FUNCTION doubled(integer);
 CREATE FUNCTION doubled(n integer) RETURNS integer LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE RETURN n * 2;
+--: function app.nothing() (since 14)
+CREATE OR REPLACE FUNCTION app.nothing() RETURNS void LANGUAGE sql BEGIN ATOMIC END;
 --: type app.span (since 14)
 DROP TYPE app.span;
 CREATE TYPE app.span AS RANGE (subtype = float8, subtype_diff = float8mi, multirange_type_name = app.spans);

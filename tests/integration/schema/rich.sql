@@ -8,6 +8,10 @@ CREATE TYPE app.span AS RANGE (subtype = float8, subtype_diff = float8mi);
 CREATE DOMAIN app.email AS varchar(320) COLLATE "C" DEFAULT 'nobody@example.org' NOT NULL
     CONSTRAINT has_at CHECK (VALUE ~ '@') CONSTRAINT is_short CHECK (length(VALUE) < 300);
 CREATE DOMAIN public.size AS varchar(3) CHECK (VALUE IN ('s', 'm', 'l'));
+CREATE TYPE app.level AS ENUM ('low', 'high');
+CREATE TYPE app.pixel AS (x integer, y integer);
+CREATE TYPE app.letters AS RANGE (subtype = text);
+CREATE DOMAIN app.code AS varchar(3);
 
 CREATE SEQUENCE app.ticket AS integer INCREMENT BY 5 MINVALUE 5 MAXVALUE 5000 START WITH 10 CACHE 3 CYCLE;
 
@@ -22,6 +26,10 @@ CREATE UNLOGGED TABLE app.log (message text, at timestamptz DEFAULT now());
 CREATE PROCEDURE app.clear(IN what text) LANGUAGE sql AS 'DELETE FROM app.log WHERE message = what';
 CREATE FUNCTION app.joined(text, text) RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT $1 || $2';
 CREATE AGGREGATE app.glue(text) (SFUNC = app.joined, STYPE = text, INITCOND = '');
+CREATE FUNCTION app.kept(anyelement, integer) RETURNS anyelement LANGUAGE sql IMMUTABLE AS 'SELECT $1';
+CREATE FUNCTION app.shown(anyelement) RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT $1::text';
+CREATE AGGREGATE app.first(integer) (SFUNC = app.kept, STYPE = integer, FINALFUNC = app.shown, INITCOND = '0');
+CREATE FUNCTION app.nothing() RETURNS void LANGUAGE sql AS '';
 
 CREATE TABLE public.users (
     id serial PRIMARY KEY,
@@ -85,6 +93,9 @@ CREATE TABLE app.by_list (region text COLLATE "C", n integer) PARTITION BY LIST 
 CREATE TABLE app.by_list_eu PARTITION OF app.by_list FOR VALUES IN ('de', 'fr');
 CREATE TABLE app.by_hash (n integer NOT NULL) PARTITION BY HASH (n);
 CREATE TABLE app.by_hash_0 PARTITION OF app.by_hash FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+CREATE TABLE app.left_list (n integer, m integer) PARTITION BY LIST (n);
+CREATE TABLE app.right_list (n integer, m integer) PARTITION BY LIST (n);
+CREATE TABLE app.listed PARTITION OF app.left_list FOR VALUES IN (1);
 CREATE INDEX events_kind_idx ON app.events (kind);
 CREATE INDEX events_only_idx ON ONLY app.events (user_id);
 
@@ -126,3 +137,8 @@ CREATE FUNCTION "Odd ""Schema"""."Odd Function"("Odd Argument" mood) RETURNS moo
 CREATE FOREIGN DATA WRAPPER nowhere;
 CREATE SERVER elsewhere FOREIGN DATA WRAPPER nowhere;
 CREATE FOREIGN TABLE app.remote (a integer NOT NULL, b text) SERVER elsewhere OPTIONS (place 'x', "Odd" 'y');
+
+CREATE FUNCTION app.handler() RETURNS language_handler LANGUAGE c AS '$libdir/plpgsql', 'plpgsql_call_handler';
+CREATE TYPE app.steps;
+CREATE FUNCTION app.stepped(app.steps) RETURNS app.steps LANGUAGE internal IMMUTABLE AS 'int4range_canonical';
+CREATE TYPE app.steps AS RANGE (subtype = integer, canonical = app.stepped);

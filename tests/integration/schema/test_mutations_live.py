@@ -23,7 +23,10 @@ op.get_bind().execution_options(no_parameters=True).exec_driver_sql(text)
 """
 #: A foreign server reaches beyond the database, so migrations that make one are not replayed; and the version table
 #: and the ledger are here anyway.
-NOT_HERE = re.compile(r"CREATE FOREIGN DATA WRAPPER|\bFOREIGN TABLE|\bremote\b|\balembic_\w", re.IGNORECASE)
+NOT_HERE = re.compile(
+    r"CREATE FOREIGN DATA WRAPPER|\bFOREIGN TABLE|\bremote\b|\belsewhere\b|\bLANGUAGE (c|internal)\b|\balembic_\w",
+    re.IGNORECASE,
+)
 #: Schemas and extensions that no migration makes are others' business.
 OTHERS = re.compile("schema extra|extension")
 MUTATIONS, CHANGES = (

@@ -46,12 +46,26 @@ PARTS: dict[str, st.SearchStrategy[Any]] = {
     "comment": st.sampled_from([None, "x"]),
     "fillfactor": st.sampled_from([None, 50]),
     "turned": st.booleans(),
+    "unique": st.none() | st.tuples(PLACE, st.sampled_from(["UNIQUE ({})", "EXCLUDE ({} WITH =)"]), st.booleans()),
+    "parent": st.sampled_from([None, "", "ON DELETE CASCADE", "DEFERRABLE", "NOT VALID"]),
+    "identity": st.sampled_from([None, "ALWAYS", "BY DEFAULT"]),
+    "generated": st.sampled_from([None, "number + 1", "number + 2"]),
+    "inherits": st.booleans(),
+    "rule": st.sampled_from([None, "NOTHING", "DELETE FROM base"]),
+    "totals": st.none() | PLACE,
 }
 TABLE = st.fixed_dictionaries(PARTS)
 SHARED: dict[str, st.SearchStrategy[Any]] = {
     "labels": st.permutations(["ok", "x", "y"]),
     "step": st.integers(1, 2),
     "function": st.tuples(st.sampled_from("12"), st.sampled_from(["STABLE", "VOLATILE"])),
+    "owner": st.sampled_from(["NONE", "base.id", "base.other"]),
+    "bounds": st.sampled_from([None, "IN (1)", "IN (1, 2)", "DEFAULT"]),
+    "domain": st.tuples(
+        st.sampled_from(["text", "varchar(3)"]), st.sampled_from(["", "NOT NULL", "CHECK (VALUE <> '')"])
+    ),
+    "composite": st.permutations(["x integer", "y text"]),
+    "range": st.sampled_from(["integer", "text", 'text, collation = "C"']),
 }
 SCHEMA = st.fixed_dictionaries({**SHARED, "tables": st.dictionaries(NAMES, TABLE, max_size=2)})
 
@@ -82,6 +96,13 @@ def statements(schema: dict[str, Any]) -> Iterator[str]:
     yield f"CREATE SEQUENCE ticket INCREMENT BY {schema['step']}"
     body, volatility = schema["function"]
     yield f"CREATE FUNCTION one() RETURNS integer LANGUAGE sql {volatility} AS 'SELECT {body}'"
+    yield f"CREATE TABLE base (id integer PRIMARY KEY, other integer); ALTER SEQUENCE ticket OWNED BY {schema['owner']}"
+    yield "CREATE TABLE parted (n integer) PARTITION BY LIST (n)"
+    if schema["bounds"]:
+        yield f"CREATE TABLE part PARTITION OF parted {'FOR VALUES ' * ('IN' in schema['bounds'])}{schema['bounds']}"
+    yield f"CREATE DOMAIN code AS {' '.join(schema['domain'])}"
+    yield f"CREATE TYPE pair AS ({', '.join(schema['composite'])})"
+    yield f"CREATE TYPE span AS RANGE (subtype = {schema['range']})"
     for number, (name, table) in enumerate(sorted(schema["tables"].items())):
         yield from table_statements(f"n{number}", quoted(name), table)
 
@@ -96,7 +117,19 @@ def table_statements(short: str, name: str, table: dict[str, Any]) -> Iterator[s
     def column(place: int) -> str:
         return columns[place % len(columns)]
 
-    yield f"CREATE {table['persistence']} TABLE {name} ({', '.join(written)})"
+    if table["identity"]:
+        written.append(f"number integer GENERATED {table['identity']} AS IDENTITY")
+    if table["identity"] and table["generated"]:
+        written.append(f"computed integer GENERATED ALWAYS AS ({table['generated']}) STORED")
+    inherited = "INHERITS (base)" if table["inherits"] else ""
+    yield f"CREATE {table['persistence']} TABLE {name} ({', '.join(written)}) {inherited}"
+    if table["unique"]:
+        place, form, deferrable = table["unique"]
+        constraint = f"{form.format(column(place))} {'DEFERRABLE' if deferrable else ''}"
+        yield f"ALTER TABLE {name} ADD CONSTRAINT {short}_only {constraint}"
+    if table["parent"] is not None:
+        yield f"ALTER TABLE {name} ADD up integer"
+        yield f"ALTER TABLE {name} ADD CONSTRAINT {short}_up FOREIGN KEY (up) REFERENCES base {table['parent']}"
     if table["key"] is not None:
         yield f"ALTER TABLE {name} ADD PRIMARY KEY ({column(table['key'])})"
     for number, (place, test, validated) in enumerate(sorted(table["checks"])):
@@ -112,6 +145,10 @@ def table_statements(short: str, name: str, table: dict[str, Any]) -> Iterator[s
         place, barrier = table["view"]
         options = "WITH (security_barrier)" if barrier else ""
         yield f"CREATE VIEW {short}_view {options} AS SELECT {column(place)} AS x FROM {name} WHERE random() < 1"
+    if table["totals"] is not None:
+        yield f"CREATE MATERIALIZED VIEW {short}_totals AS SELECT {column(table['totals'])} AS x FROM {name}"
+    if table["rule"]:
+        yield f"CREATE RULE changed AS ON UPDATE TO {name} DO ALSO {table['rule']}"
     if table["trigger"]:
         call = "EXECUTE FUNCTION suppress_redundant_updates_trigger()"
         yield f"CREATE TRIGGER same BEFORE UPDATE ON {name} FOR EACH ROW {call}"

@@ -12,7 +12,9 @@ SELECT n.nspname AS schema, c.relname AS name, a.attname AS part,
        CASE a.attidentity WHEN 'a' THEN 'always' WHEN 'd' THEN 'by default' END AS identity,
        CASE WHEN a.attgenerated <> '' THEN pg_get_expr(ad.adbin, ad.adrelid)
             || CASE a.attgenerated WHEN 's' THEN ' stored' ELSE ' virtual' END END AS generated,
-       CASE WHEN a.attcollation <> t.typcollation THEN a.attcollation::regcollation::text END AS "collation"
+       CASE WHEN a.attcollation <> t.typcollation THEN a.attcollation::regcollation::text END AS "collation",
+       CASE WHEN a.attfdwoptions IS NOT NULL
+            THEN ARRAY(SELECT unnest(a.attfdwoptions) ORDER BY 1) END AS "foreign options"
 FROM pg_attribute a
 JOIN pg_class c ON c.oid = a.attrelid
 JOIN pg_namespace n ON n.oid = c.relnamespace
