@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Engine, ExceptionContext
 
 from alembic_entrypoint.worker.connections import FenceError, Policy, ask, setting_statement
 from alembic_entrypoint.worker.messages import HOLDER_CHECK, LOCK_B, LOCK_CLASS, TOKEN_CLASS
 
 _TIMEOUT = "alembic_entrypoint.lock_timeout"
-_CONCURRENTLY = re.compile(r"\b(INDEX|DETACH)\b.*\bCONCURRENTLY\b", re.IGNORECASE | re.DOTALL)
+#: What gives up half-way. `REFRESH … CONCURRENTLY` is one transaction, and goes without leaving anything.
+_CONCURRENTLY = re.compile(r"\b(INDEX|REINDEX|DETACH)\b.*\bCONCURRENTLY\b", re.IGNORECASE | re.DOTALL)
 
 
 def keep_read_only() -> None:
@@ -61,6 +63,12 @@ class Fence:
         def after(connection: Connection, *_: Any) -> None:
             if timeout := connection.info.pop(_TIMEOUT, None):
                 ask(connection, f"SET lock_timeout = '{timeout}'")
+
+        @event.listens_for(Engine, "handle_error")
+        def failed(context: ExceptionContext) -> None:
+            with suppress(Exception):  # in a transaction the rollback does it, and a lost connection needs none
+                if context.connection is not None:
+                    after(context.connection)
 
         @event.listens_for(Engine, "commit")
         def commit(connection: Connection) -> None:

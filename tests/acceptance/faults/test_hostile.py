@@ -1,33 +1,27 @@
-"""Migrations that undo what their session was given, and builds that a lock of ours could stall."""
+"""Migrations that undo what their session was given, or do what it was not told of."""
 
 from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from test_signal_moments import ASYNC_ENV, DRIVERS, address
 from witness import (
     PER_MIGRATION,
     closed_gate,
     has_witness,
     lines_of,
-    measured,
-    off,
-    prepare,
     recorded,
     violations,
     witnessed,
 )
 
 from alembic_entrypoint.worker.messages import LOCK_B, LOCK_CLASS
-from commands import Running, started
+from commands import started
 from projects import ENV, Project
-from servers import Database, Server, fresh_database, is_running, processes_of, wait_until
+from servers import Database, is_running, processes_of, wait_until
 
 pytestmark = pytest.mark.faults
 
@@ -180,102 +174,3 @@ op.execute("SELECT pg_sleep(60)")
         assert is_running(child)
         run.signal(signal.SIGKILL)
         wait_until(lambda: not is_running(child), 20)
-
-
-ROWS = 150
-
-
-def index_tree(folder: Path, driver: str) -> Project:
-    """Make a gated migration, and one that builds an index concurrently, in a second and a half."""
-    made = witnessed(folder, 1, env=ASYNC_ENV if driver == "asyncpg" else ENV, seconds=0, gated=True)
-    build = f"""
-op.execute("CREATE TABLE many AS SELECT generate_series(1, {ROWS}) AS id")
-with op.get_context().autocommit_block():
-    op.execute(f"CREATE INDEX CONCURRENTLY many_id ON many (slow(id, {{os.getpid()}}))")
-"""
-    made.add("r2", build, down="r1", head="import os")
-    return made
-
-
-@contextmanager
-def building(tree: Project, database: Database, env: dict[str, str], waiting: int) -> Iterator[list[Running]]:
-    """Let one begin to build when so many others already wait for its lock."""
-    with ExitStack() as stack:
-        with closed_gate(database):
-            runs = [stack.enter_context(started(tree.folder, "migrate", env=env, name=f"{database.name}-0"))]
-            wait_until(lambda: has_witness(database, "gate"), 60)
-            for n in range(1, waiting + 1):
-                runs.append(stack.enter_context(started(tree.folder, "migrate", env=env, name=f"{database.name}-{n}")))
-            wait_until(lambda: all(run.has("lock.waiting") or blocks_inside(database) for run in runs[1:]), 120)
-        yield runs
-
-
-def blocks_inside(database: Database) -> bool:
-    """Tell whether somebody waits for an advisory lock inside PostgreSQL."""
-    return database.query("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") > [(0,)]
-
-
-def seconds_to_build(tree: Project, database: Database, env: dict[str, str], waiting: int) -> float:
-    """Build while so many replicas wait; give the seconds that the migration took."""
-    with building(tree, database, env, waiting) as runs:
-        results = [run.end(120) for run in runs]
-    assert {each.code for each in results} == {0}, [each.message for each in results]
-    assert database.query("SELECT indisvalid FROM pg_index WHERE indexrelid = 'many_id'::regclass") == [(True,)]
-    return next(float(each["elapsed"]) for each in results[0].named("migration.finished") if each["revision"] == "r2")
-
-
-@pytest.mark.parametrize("driver", DRIVERS)
-def test_ten_waiters_do_not_stall_a_concurrent_build(tmp_path: Path, watched_server: Server, driver: str) -> None:
-    tree = index_tree(tmp_path, driver)
-    took = {}
-    for waiting in (0, 10):
-        with fresh_database(watched_server) as database:
-            prepare(database)
-            took[waiting] = seconds_to_build(tree, database, address(database, driver), waiting)
-    measured("CONCURRENTLY", driver=driver, alone=took[0], ten_waiting=took[10])
-    # Ten polls a second and a busy machine's moment; who waits inside PostgreSQL would stall it for ever.
-    assert took[10] < 1.25 * took[0] + 0.5
-
-
-def test_waiters_that_block_inside_postgresql_stall_a_concurrent_build(tmp_path: Path, watched: Database) -> None:
-    tree = index_tree(tmp_path, "psycopg")
-    env = {**address(watched, "psycopg"), **off(tmp_path, "polling")}
-    with building(tree, watched, env, 2) as runs:
-        wait_until(lambda: has_witness(watched, "concurrently"), 60)
-        begun = time.monotonic()
-        wait_until(lambda: time.monotonic() - begun > 4 * ROWS * 0.01 or has_failed(runs), 30)
-        is_stalled = all(run.process.poll() is None for run in runs)
-        measured("CONCURRENTLY, blocking", stalled=is_stalled, failed=has_failed(runs))
-        assert is_stalled or has_failed(runs)
-
-
-def has_failed(runs: list[Running]) -> bool:
-    return any(run.has("migration.failed") for run in runs)
-
-
-def test_a_concurrent_build_waits_for_an_open_writer_however_long_and_is_valid(
-    tmp_path: Path, watched: Database
-) -> None:
-    """With a lock timeout it would give up and leave an INVALID index behind [E11, R12]."""
-    tree = witnessed(tmp_path, 1, seconds=0)
-    build = """
-with op.get_context().autocommit_block():
-    op.execute("CREATE INDEX CONCURRENTLY busy_id ON busy (id)")
-"""
-    tree.add("r2", build, down="r1")
-    watched.execute("CREATE TABLE busy (id int)")
-    env = {
-        "DATABASE_URL": watched.url,
-        "ALEMBIC_ENTRYPOINT_DDL_LOCK_TIMEOUT": "0.2",
-        "ALEMBIC_ENTRYPOINT_IGNORE": "public.busy",
-    }
-    with watched.connect() as writer, started(tree.folder, "migrate", env=env) as run:
-        writer.execute("BEGIN; INSERT INTO busy VALUES (1)")
-        wait_until(lambda: run.has("migration.blocked") or run.process.poll() is not None, 60)
-        assert run.has("migration.blocked"), run.log.read_text()
-        blocked = time.monotonic()
-        wait_until(lambda: time.monotonic() - blocked > 1.0)
-        writer.execute("COMMIT")
-        result = run.end(60)
-    assert result.code == 0, result.stderr
-    assert watched.query("SELECT indisvalid FROM pg_index WHERE indexrelid = 'busy_id'::regclass") == [(True,)]

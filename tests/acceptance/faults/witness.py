@@ -234,6 +234,11 @@ def blocking(connection, statement, *values):
     return one(connection, statement.replace(trying, "SELECT true FROM pg_catalog.pg_advisory_lock("), *values)
 lock._one = blocking
 """,
+    "exemption": """
+import re
+from alembic_entrypoint.worker import transactions
+transactions._CONCURRENTLY = re.compile("(?!)")
+""",
 }
 
 
