@@ -16,6 +16,8 @@ from alembic_entrypoint.worker.messages import HOLDER_CHECK, LOCK_B, LOCK_CLASS,
 _TIMEOUT = "alembic_entrypoint.lock_timeout"
 #: What gives up half-way. `REFRESH … CONCURRENTLY` is one transaction, and goes without leaving anything.
 _CONCURRENTLY = re.compile(r"\b(INDEX|REINDEX|DETACH)\b.*\bCONCURRENTLY\b", re.IGNORECASE | re.DOTALL)
+#: What makes the server forget what was prepared.
+_FORGETTING = re.compile(r"\b(DISCARD|DEALLOCATE)\b.*\bALL\b", re.IGNORECASE | re.DOTALL)
 
 
 def keep_read_only() -> None:
@@ -53,6 +55,8 @@ class Fence:
             if getattr(connection.connection.dbapi_connection, "autocommit", False):
                 # No transaction holds a share, and what ran before may have dropped the session's.
                 self.hold(connection)
+            if _FORGETTING.search(statement):
+                _prepare_no_more(connection)
             if _CONCURRENTLY.search(statement):
                 # With a lock timeout it leaves an INVALID index where it would have been built; without, the others
                 # wait a millisecond [R12].
@@ -120,6 +124,13 @@ class Fence:
         except TypeError:
             return False
         return made is not None and made.is_target
+
+
+def _prepare_no_more(connection: Connection) -> None:
+    """Have psycopg name nothing that it had prepared: most of its versions go on with that after a `DISCARD ALL`."""
+    driver_connection: Any = connection.connection.driver_connection
+    if hasattr(driver_connection, "prepare_threshold"):
+        driver_connection.prepare_threshold = None
 
 
 def _quoted(text: str) -> str:

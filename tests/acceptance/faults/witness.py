@@ -234,6 +234,14 @@ def blocking(connection, statement, *values):
     return one(connection, statement.replace(trying, "SELECT true FROM pg_catalog.pg_advisory_lock("), *values)
 lock._one = blocking
 """,
+    "renewal": """
+from alembic_entrypoint.worker import transactions
+transactions.Fence.hold = transactions.Fence.check_migration = lambda self, connection: None
+""",
+    "clearing": """
+from alembic_entrypoint import lock
+lock._await_fence = lambda *_: None
+""",
     "exemption": """
 import re
 from alembic_entrypoint.worker import transactions
