@@ -21,7 +21,7 @@ from alembic_entrypoint.address import Address
 from alembic_entrypoint.errors import Misconfigured, TryAgain
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.postgres import activity
-from alembic_entrypoint.postgres.server import SHARED, is_pooled, is_shared
+from alembic_entrypoint.postgres.server import SHARED, is_pooled, is_shared, why_read_only
 from alembic_entrypoint.postgres.session import SESSION, apply
 from alembic_entrypoint.wait import connect
 from alembic_entrypoint.worker.messages import HOLDER_CHECK, IMAGE_CLASS, LOCK_A, LOCK_B, LOCK_CLASS, TOKEN_CLASS
@@ -111,7 +111,7 @@ def locked(
 
     `is_done` is asked at each try, so that those with nothing to do never stand in a queue; `at_wait` is called, with
     whether the holder is a replica of the same `image`, when it was in vain. Raises TryAgain when the lock is not free
-    within `wait` seconds, LockLost when its session ends, Misconfigured when the session is shared.
+    within `wait` seconds, LockLost when its session ends, Misconfigured when the session is shared or may only read.
     """
     lock = _acquire(address, _Waiting(address, wait), connect_timeout, application_name, is_done, at_wait, image)
     try:
@@ -180,9 +180,12 @@ def _acquire(
         connection.prepare_threshold = None  # behind a pooler the next statement may reach a session that lacks it
         is_kept = False
         try:
-            if not is_examined and is_pooled(connection):
-                _refuse_shared(connection, address, connect_timeout, application_name)
-                image = None  # it would stay with the pooler
+            if not is_examined:
+                if is_pooled(connection):
+                    _refuse_shared(connection, address, connect_timeout, application_name)
+                    image = None  # it would stay with the pooler
+                if reason := why_read_only(connection):
+                    raise Misconfigured(reason)
             is_examined = True
             lock = hold(connection, image)
             if is_done(connection):

@@ -44,7 +44,7 @@ def settle_at_length(
         target = find_target(settings)
         ready = await_database(target.address, settings.wait_timeout)
         log("server.examined", version=ready.server.version, pooled=ready.server.is_pooled)
-        target, known = target.at(ready.address), UNFIT if ready.server.is_pooled else known
+        target, known = target.at(ready.address), known if ready.server.may_lock else UNFIT
         steps.end("wait")
     with ExitStack() as stack:
         is_unfit = known.answer is Answer.UNFIT
