@@ -38,7 +38,7 @@ from alembic_entrypoint.postgres.backup import back_up
 from alembic_entrypoint.postgres.session import ALIVE
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.target import Target
-from alembic_entrypoint.watch import Progress, Watch, note
+from alembic_entrypoint.watch import Progress, Watch, note, often
 from alembic_entrypoint.worker.client import Worker
 from alembic_entrypoint.worker.messages import Message, Request
 
@@ -93,7 +93,8 @@ def carry_out(
         # Only what committed nothing is tried again: the backup from before is still that.
         progress = Progress(backup=progress.backup)
         try:
-            _run_worker(_worker(_order(lock, settings, target, **order), settings, idle), lock, hear, progress)
+            given = _worker(_order(lock, settings, target, **order), settings, idle)
+            _run_worker(given, lock, hear, progress, often(settings.ddl_lock_timeout))
             idle = None
             if progress.failure is None:
                 return verify(progress)
@@ -138,12 +139,14 @@ def _worker(order: Request, settings: Settings, idle: Worker | None) -> Iterator
             idle.end()
 
 
-def _run_worker(given: AbstractContextManager[Worker], lock: Lock, hear: Hear, progress: Progress) -> None:
+def _run_worker(
+    given: AbstractContextManager[Worker], lock: Lock, hear: Hear, progress: Progress, every: float
+) -> None:
     """Run one worker to its end, passing on what it says. The worker is cancelled when anything goes wrong here."""
     watch = Watch(lock, progress)
     with given as worker:
         try:
-            for message in worker.messages(watch.tick):
+            for message in worker.messages(watch.tick, every):
                 hear(message, worker, progress)
         except LockLost:
             worker.tell({"order": "cancel"})

@@ -41,14 +41,17 @@ def test_a_blocked_migration_is_retried_and_names_who_blocks_it(tmp_path: Path, 
     assert "'a long report'" in result.named("migration.retried")[0]["blocker"]
 
 
-def test_when_the_retries_are_used_up_it_ends_with_75_naming_the_blocker(tmp_path: Path, watched: Database) -> None:
+def test_when_the_retries_are_used_up_it_ends_with_75_and_each_has_named_the_blocker(
+    tmp_path: Path, watched: Database
+) -> None:
+    """However short the timeout is."""
     tree = witnessed(tmp_path, 1, seconds=0)
     tree.add("r2", BLOCKED, down="r1")
     watched.execute("CREATE TABLE busy (id int)")
     env = {
         "DATABASE_URL": watched.url,
-        "ALEMBIC_ENTRYPOINT_DDL_LOCK_TIMEOUT": "1.2",
-        "ALEMBIC_ENTRYPOINT_DDL_RETRIES": "0",
+        "ALEMBIC_ENTRYPOINT_DDL_LOCK_TIMEOUT": "0.3",
+        "ALEMBIC_ENTRYPOINT_DDL_RETRIES": "2",
         "ALEMBIC_ENTRYPOINT_IGNORE": "public.busy",
     }
     with watched.connect(application_name="a long report") as report, started(tree.folder, "migrate", env=env) as run:
@@ -57,6 +60,8 @@ def test_when_the_retries_are_used_up_it_ends_with_75_naming_the_blocker(tmp_pat
     assert result.code == 75, result.stderr
     assert "It was blocked by pid" in result.message
     assert "'a long report'" in result.message
+    retried = result.named("migration.retried")
+    assert ["'a long report'" in str(each["blocker"]) for each in retried] == [True, True], retried
     assert watched.query("SELECT to_regclass('alembic_version')") == [(None,)]
 
 
