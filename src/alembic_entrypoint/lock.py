@@ -31,6 +31,22 @@ SHORTEST, LONGEST = 0.1, 2.0
 #: Seconds after which a waiter says again for whom it waits.
 TOLD_AGAIN = 10.0
 
+#: Seconds in which what a pooler has spread over its backends must be found again.
+FREEING = 1.0
+
+# One statement each, which a pooler gives to one backend: what is taken in vain is not left behind there.
+_TAKE = (
+    "SELECT CASE WHEN NOT pg_catalog.pg_try_advisory_lock(%s, %s) THEN false "
+    "WHEN pg_catalog.pg_try_advisory_lock(%s, %s) THEN true ELSE NOT pg_catalog.pg_advisory_unlock(%s, %s) END"
+)
+_TAKE_AND_FREE = (
+    "SELECT CASE WHEN pg_catalog.pg_try_advisory_lock(%s, %s) THEN pg_catalog.pg_advisory_unlock(%s, %s) END"
+)
+_UNLOCK = (
+    "SELECT pg_catalog.pg_advisory_unlock(%s, %s) FROM pg_catalog.pg_locks WHERE locktype = 'advisory' "
+    "AND objsubid = 2 AND granted AND pid = pg_catalog.pg_backend_pid() AND classid = %s AND objid = %s LIMIT 1"
+)
+
 IsDone = Callable[[psycopg.Connection[Any]], bool]
 #: Called with whether the holder is a replica of the same image; None where that cannot be told.
 AtWait = Callable[[bool | None], None]
@@ -52,11 +68,14 @@ class LockLost(TryAgain):
 class Lock:
     """The lock, held. Whoever writes to the target besides the worker writes over this session."""
 
-    def __init__(self, connection: psycopg.Connection[Any], token: int, forbidden: frozenset[str]) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], token: int, is_pooled: bool) -> None:
         self.connection = connection
         self.token = token
+        self.is_pooled = is_pooled
         #: settings that this server does not let us set
-        self.forbidden = forbidden
+        self.forbidden: frozenset[str] = frozenset()
+        #: what is to be freed
+        self.held = [(TOKEN_CLASS, token), (LOCK_CLASS, LOCK_A)]
 
     def check_alive(self) -> None:
         """See, without asking the server, that the session is still there. Raises LockLost."""
@@ -83,6 +102,27 @@ class Lock:
         while (pids := self.worker_backends()) and time.monotonic() < deadline:
             self.connection.execute("SELECT pg_catalog.pg_terminate_backend(p) FROM unnest(%s::int[]) AS p", [pids])
             time.sleep(0.02)
+
+    def release(self) -> None:
+        """Free what was held, and see that it was [H6]. Raises LockLost."""
+        self._free()
+        if self.held:
+            raise LockLost("it was not held any more when it was to be freed")
+
+    def close(self) -> None:
+        """End the session, and with it what it still holds; a pooler would keep that [E14]."""
+        if self.is_pooled:
+            with suppress(psycopg.Error):
+                self._free()
+        self.connection.pgconn.finish()
+
+    def _free(self) -> None:
+        """Free what is held, on whichever backend that is where sessions may be shared."""
+        deadline = time.monotonic() + (FREEING if self.is_pooled else 0.0)
+        while self.held:
+            self.held = [each for each in self.held if not _one(self.connection, _UNLOCK, *each, *each)]
+            if time.monotonic() >= deadline:
+                return
 
     def _finish_statement(self) -> None:
         """Read the rest of a statement of ours that a signal has interrupted.
@@ -117,14 +157,14 @@ def locked(
     try:
         yield lock
         if lock is not None:
-            _release(lock)
+            lock.release()
     except psycopg.OperationalError as error:
         if lock is None or lock.connection.pgconn.status == psycopg.pq.ConnStatus.OK:
             raise
         raise LockLost(str(error)) from None
     finally:
         if lock is not None:
-            lock.connection.pgconn.finish()
+            lock.close()
 
 
 @dataclass
@@ -174,20 +214,20 @@ def _acquire(
     image: int | None,
 ) -> Lock | None:
     """Try until the lock is held. A waiter keeps no session: five hundred replicas would use up max_connections."""
-    is_examined = False
+    is_examined, pooled = False, False
     while True:
         connection = connect(address, connect_timeout, application_name=application_name)
         connection.prepare_threshold = None  # behind a pooler the next statement may reach a session that lacks it
-        is_kept = False
+        lock, is_kept = None, False
         try:
             if not is_examined:
-                if is_pooled(connection):
+                if pooled := is_pooled(connection):
                     _refuse_shared(connection, address, connect_timeout, application_name)
                     image = None  # it would stay with the pooler
                 if reason := why_read_only(connection):
                     raise Misconfigured(reason)
             is_examined = True
-            lock = hold(connection, image)
+            lock = hold(connection, image, pooled)
             if is_done(connection):
                 return None
             if lock is not None:
@@ -203,34 +243,38 @@ def _acquire(
         except psycopg.Error as error:
             waiting.tell(str(error), level="warning", reason=str(error).strip())
         finally:
-            if not is_kept:
+            if lock is None:
                 connection.pgconn.finish()
+            elif not is_kept:
+                lock.close()
         waiting.sleep()
 
 
-def hold(connection: psycopg.Connection[Any], image: int | None = None) -> Lock | None:
+def hold(connection: psycopg.Connection[Any], image: int | None = None, is_pooled: bool = False) -> Lock | None:
     """Take T and A, and check; without waiting inside PostgreSQL [E1, E2]. Raises Misconfigured."""
     if image is not None:
         # Before A, so that whoever sees A held sees by whom. It protects nothing, and ends with the session.
         _one(connection, "SELECT pg_catalog.pg_try_advisory_lock_shared(%s, %s)", IMAGE_CLASS, image)
     token = random.SystemRandom().randrange(1, 2**31)
-    took_token = _one(connection, "SELECT pg_catalog.pg_try_advisory_lock(%s, %s)", TOKEN_CLASS, token)
-    if not took_token or not _one(connection, "SELECT pg_catalog.pg_try_advisory_lock(%s, %s)", LOCK_CLASS, LOCK_A):
+    if not _one(connection, _TAKE, TOKEN_CLASS, token, LOCK_CLASS, LOCK_A, TOKEN_CLASS, token):
         return None
-    own = " AND l.pid = pg_catalog.pg_backend_pid()"
-    if not _one(connection, HOLDER_CHECK.replace("%(token)s", str(token)) + own):
-        _give_back(connection, token)
+    lock = Lock(connection, token, is_pooled)
+    check = HOLDER_CHECK.replace("%(token)s", str(token)) + " AND l.pid = pg_catalog.pg_backend_pid()"
+    # A pooler may give a statement to the backend that holds the lock by chance, but not again and again.
+    if not all(_one(connection, check) for _ in range(3 if is_pooled else 1)):
+        lock.is_pooled = True  # whatever it looked like
+        lock.close()
         raise Misconfigured(SHARED)
     # Only now: before the check has passed, a SET could leak through a pooler into the app's sessions [H5].
-    return Lock(connection, token, apply(connection, SESSION))
+    lock.forbidden = apply(connection, SESSION)
+    return lock
 
 
 def _await_fence(lock: Lock, waiting: _Waiting) -> None:
     """See that no statement of an earlier migrator is left: take B alone, and free it at once. Raises TryAgain."""
-    while not _one(lock.connection, "SELECT pg_catalog.pg_try_advisory_lock(%s, %s)", LOCK_CLASS, LOCK_B):
+    while not _one(lock.connection, _TAKE_AND_FREE, LOCK_CLASS, LOCK_B, LOCK_CLASS, LOCK_B):
         waiting.look(lock.connection)
         waiting.sleep()
-    _one(lock.connection, "SELECT pg_catalog.pg_advisory_unlock(%s, %s)", LOCK_CLASS, LOCK_B)
 
 
 def _is_same_image(connection: psycopg.Connection[Any], image: int | None) -> bool | None:
@@ -260,18 +304,6 @@ def _refuse_shared(
         raise Misconfigured(SHARED)
 
 
-def _give_back(connection: psycopg.Connection[Any], token: int) -> None:
-    """Free what was taken through a shared session, on whichever backend it is; the pooler would keep it [E14]."""
-    held = (
-        "SELECT pg_catalog.pg_advisory_unlock(%s, %s) FROM pg_catalog.pg_locks WHERE locktype = 'advisory' "
-        "AND objsubid = 2 AND granted AND pid = pg_catalog.pg_backend_pid() AND classid = %s AND objid = %s LIMIT 1"
-    )
-    left, deadline = [(TOKEN_CLASS, token), (LOCK_CLASS, LOCK_A)], time.monotonic() + 1.0
-    with suppress(psycopg.Error):
-        while left and time.monotonic() < deadline:
-            left = [lock for lock in left if not _one(connection, held, *lock, *lock)]
-
-
 def _fence_holders(connection: psycopg.Connection[Any]) -> list[int]:
     rows = connection.execute(
         "SELECT DISTINCT pid FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2 "
@@ -280,16 +312,6 @@ def _fence_holders(connection: psycopg.Connection[Any]) -> list[int]:
         [LOCK_CLASS, LOCK_B],
     )
     return [row[0] for row in rows]
-
-
-def _release(lock: Lock) -> None:
-    """Free what was held, and see that it was [H6]."""
-    freed = [
-        _one(lock.connection, "SELECT pg_catalog.pg_advisory_unlock(%s, %s)", LOCK_CLASS, LOCK_A),
-        _one(lock.connection, "SELECT pg_catalog.pg_advisory_unlock(%s, %s)", TOKEN_CLASS, lock.token),
-    ]
-    if not all(freed):
-        raise LockLost("it was not held any more when it was to be freed")
 
 
 def _given_up(waiting: _Waiting) -> TryAgain:

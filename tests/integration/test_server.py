@@ -15,6 +15,7 @@ import pytest
 
 from alembic_entrypoint.address import parse
 from alembic_entrypoint.errors import Misconfigured
+from alembic_entrypoint.lock import locked
 from alembic_entrypoint.postgres import server as tripwires
 from alembic_entrypoint.postgres.session import ALIVE, SESSION, apply
 from alembic_entrypoint.wait import await_database, connect
@@ -266,6 +267,27 @@ def test_a_setting_that_the_server_forbids_is_named_and_the_others_are_set(datab
         ).fetchone()
         assert row is not None
         assert row[0] == "7s"
+
+
+FORBIDDING = """
+ALTER FUNCTION pg_catalog.set_config(text, text, boolean) RENAME TO set_config_freely;
+CREATE FUNCTION pg_catalog.set_config(name text, value text, is_local boolean) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+  IF name = 'client_connection_check_interval' THEN
+    RAISE EXCEPTION 'parameter "%" cannot be changed now', name USING ERRCODE = '55P02';
+  END IF;
+  RETURN pg_catalog.set_config_freely(name, value, is_local);
+END $$;
+"""
+
+
+def test_a_setting_that_cannot_be_changed_now_is_no_lost_connection(database: Database) -> None:
+    """Though the class of its error is the same: who took it for one would look for the lock's holder in vain."""
+    database.execute(FORBIDDING)
+    with locked(parse(database.url), 0.0, WAIT, "alembic-entrypoint locking", lambda _: False) as held:
+        assert held is not None
+        assert held.forbidden == {"client_connection_check_interval"}
+        assert held.connection.execute("SHOW idle_session_timeout").fetchone() == ("0",)
 
 
 def test_a_setting_that_is_not_there_is_left_out(database: Database) -> None:

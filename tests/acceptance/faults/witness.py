@@ -229,10 +229,9 @@ lock.LONGEST = 0.05
 """,
     "polling": """
 from alembic_entrypoint import lock
-one, trying = lock._one, "SELECT pg_catalog.pg_try_advisory_lock("
-def blocking(connection, statement, *values):
-    return one(connection, statement.replace(trying, "SELECT true FROM pg_catalog.pg_advisory_lock("), *values)
-lock._one = blocking
+for name in ("_TAKE", "_TAKE_AND_FREE"):
+    waiting = "(SELECT true FROM pg_catalog.pg_advisory_lock(%s, %s))"
+    setattr(lock, name, getattr(lock, name).replace("pg_catalog.pg_try_advisory_lock(%s, %s)", waiting))
 """,
     "renewal": """
 from alembic_entrypoint.worker import transactions
