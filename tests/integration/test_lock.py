@@ -248,6 +248,34 @@ def test_the_lock_of_one_database_is_not_that_of_another(database: Database) -> 
         assert there is not None
 
 
+def test_those_who_wait_try_again_at_moments_of_their_own_and_ever_more_seldom(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    waiting = [lock._Waiting(parse("postgresql:///app"), 600.0) for _ in range(100)]
+    for pause in (lock.SHORTEST * 1.5**n for n in range(12)):
+        slept.clear()
+        for each in waiting:
+            each.sleep()
+        longest = min(pause, lock.LONGEST)
+        assert min(slept) >= longest / 2
+        assert max(slept) <= longest
+        assert max(slept) - min(slept) > longest / 4, "a hundred do not come at once"
+        assert len(set(slept)) > 90
+
+
+def test_who_waits_sleeps_no_longer_than_it_was_told_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    waiting = lock._Waiting(parse("postgresql:///app"), 0.02)
+    waiting.sleep()
+    assert slept[0] <= 0.02
+    waiting.started -= 0.02
+    with pytest.raises(TryAgain, match=r"was not free within the 0\.02 s"):
+        waiting.sleep()
+
+
 def test_an_unlock_that_freed_nothing_is_noticed(database: Database) -> None:
     taken = lock.locked(parse(database.url), 0.0, 5.0, "alembic-entrypoint locking", lambda _: False)
     held = taken.__enter__()
