@@ -158,7 +158,7 @@ def locked(
         yield lock
         if lock is not None:
             lock.release()
-    except psycopg.OperationalError as error:
+    except psycopg.Error as error:
         if lock is None or lock.connection.pgconn.status == psycopg.pq.ConnStatus.OK:
             raise
         raise LockLost(str(error)) from None

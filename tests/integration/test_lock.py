@@ -285,6 +285,22 @@ def test_an_unlock_that_freed_nothing_is_noticed(database: Database) -> None:
         taken.__exit__(None, None, None)
 
 
+def test_a_session_that_an_idle_timeout_ended_is_a_lost_lock(database: Database) -> None:
+    """Where a service forbids to switch that off: psycopg calls it no OperationalError [E7]."""
+
+    def idle_too_long() -> None:
+        with lock.locked(parse(database.url), 0.0, 5.0, "alembic-entrypoint locking", lambda _: False) as held:
+            assert held is not None
+            held.connection.execute("SET idle_in_transaction_session_timeout = '50ms'")
+            held.connection.execute("BEGIN")
+            is_there = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '% locking'"
+            wait_until(lambda: database.query(is_there) == [(0,)])
+            held.connection.execute("SELECT 1")
+
+    with pytest.raises(lock.LockLost, match="idle-in-transaction timeout"):
+        idle_too_long()
+
+
 def test_what_waits_for_the_end_of_a_statement_holds_up_no_other_thread(database: Database) -> None:
     """One of them is the timer of a signal: libpq, left to wait, would keep it from running [R11]."""
     with lock.locked(parse(database.url), 0.0, 5.0, "alembic-entrypoint locking", lambda _: False) as held:
