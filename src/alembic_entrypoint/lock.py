@@ -23,7 +23,7 @@ from alembic_entrypoint.logs import log
 from alembic_entrypoint.postgres import activity
 from alembic_entrypoint.postgres.server import SHARED, is_pooled, is_shared, why_read_only
 from alembic_entrypoint.postgres.session import SESSION, apply
-from alembic_entrypoint.wait import connect
+from alembic_entrypoint.wait import connect, find
 from alembic_entrypoint.worker.messages import HOLDER_CHECK, IMAGE_CLASS, LOCK_A, LOCK_B, LOCK_CLASS, TOKEN_CLASS
 
 #: Seconds between two tries, with jitter; the first is short, since most waits are.
@@ -67,6 +67,9 @@ class LockLost(TryAgain):
 
 class Lock:
     """The lock, held. Whoever writes to the target besides the worker writes over this session."""
+
+    #: where it is held: of several hosts, the one
+    address: Address
 
     def __init__(self, connection: psycopg.Connection[Any], token: int, is_pooled: bool) -> None:
         self.connection = connection
@@ -214,28 +217,30 @@ def _acquire(
     image: int | None,
 ) -> Lock | None:
     """Try until the lock is held. A waiter keeps no session: five hundred replicas would use up max_connections."""
-    is_examined, pooled = False, False
+    examined, pooled = None, False
     while True:
-        connection = connect(address, connect_timeout, application_name=application_name)
+        # All hosts of the address are asked each time: the primary may have become another one.
+        connection, found = find(address, connect_timeout, application_name=application_name)
         connection.prepare_threshold = None  # behind a pooler the next statement may reach a session that lacks it
         lock, is_kept = None, False
         try:
-            if not is_examined:
+            if found != examined:
                 if pooled := is_pooled(connection):
-                    _refuse_shared(connection, address, connect_timeout, application_name)
+                    _refuse_shared(connection, found, connect_timeout, application_name)
                     image = None  # it would stay with the pooler
                 if reason := why_read_only(connection):
                     raise Misconfigured(reason)
-            is_examined = True
+            examined = found
             lock = hold(connection, image, pooled)
             if is_done(connection):
                 return None
             if lock is not None:
+                lock.address = found
                 _await_fence(lock, waiting)
                 # What an earlier migrator's last statement did, it may have done since.
                 if is_done(connection):
                     return None
-                log("lock.acquired", database=str(address), token=lock.token, elapsed=round(waiting.elapsed, 3))
+                log("lock.acquired", database=str(found), token=lock.token, elapsed=round(waiting.elapsed, 3))
                 is_kept = True
                 return lock
             waiting.look(connection)

@@ -228,7 +228,8 @@ def _reached(target: Target, observed: Message | None, settings: Settings) -> Ta
     address = Address(observed["parameters"], observed["driver"])
     keep_secret(address)
     log("settings.asked", database=str(address), note="env.py connects elsewhere first")
-    return Target(await_database(address, settings.wait_timeout).address, is_given=False, places=(found[-1],))
+    ready = await_database(address, settings.wait_timeout)
+    return Target(ready.address, is_given=False, places=(found[-1],), whole=address)
 
 
 def _place(message: Message) -> Place:

@@ -21,10 +21,13 @@ class Target:
     is_given: bool
     #: what `env.py` calls this database: as the setting has it, and as was learned while observing
     places: tuple[Place, ...]
+    #: the address with all its hosts: another of them may be the primary when we have waited
+    whole: Address
 
     def at(self, address: Address) -> Target:
-        """Give the same target at the host that answered."""
-        return dataclasses.replace(self, address=address)
+        """Give the same target at the host that answered, by whose name it goes, too."""
+        places = dict.fromkeys((*self.places, place_from_here(address)))
+        return dataclasses.replace(self, address=address, places=tuple(places))
 
 
 def given(settings: Settings) -> Target | None:
@@ -36,7 +39,7 @@ def given(settings: Settings) -> Target | None:
 def named(address: Address, *, is_given: bool) -> Target:
     """Make a target of an address, whose password is no log's business."""
     keep_secret(address)
-    return Target(address, is_given, places=(place_from_here(address),))
+    return Target(address, is_given, places=(place_from_here(address),), whole=address)
 
 
 def keep_secret(address: Address) -> None:

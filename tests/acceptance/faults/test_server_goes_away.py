@@ -25,6 +25,7 @@ from witness import (
 
 from alembic_entrypoint.address import parse
 from alembic_entrypoint.lock import locked
+from alembic_entrypoint.worker.messages import LOCK_A, LOCK_CLASS
 from commands import Running, started
 from projects import ENV, Project, project
 from servers import Database, Server, fresh_database, own_server, standby_of, wait_until
@@ -196,6 +197,36 @@ def test_a_failover_ends_the_migrator_and_the_next_one_goes_on(tmp_path: Path) -
             result = again.end(60)
         assert result.code == 0, result.stderr
         assert recorded(standby) == ["r2"]
+
+
+@contextmanager
+def holding(database: Database) -> Iterator[None]:
+    """Keep others waiting for the lock within the block, or until the server goes away."""
+    with database.connect() as holder:
+        holder.execute("SELECT pg_advisory_lock(%s, %s)", [LOCK_CLASS, LOCK_A])
+        yield
+
+
+def test_who_waits_for_lock_or_head_goes_on_with_the_promoted_standby(tmp_path: Path) -> None:
+    """Every host of the URL is asked again, and not only the one that answered first."""
+    tree = witnessed(tmp_path, 1, seconds=0)
+    with primary_and_standby() as (primary, standby):
+        both = f"127.0.0.1:{primary.server.port},127.0.0.1:{standby.server.port}"
+        # Without a ledger it looks first, and what is said last is that it waits.
+        env = {"DATABASE_URL": f"postgresql://postgres@{both}/postgres", "ALEMBIC_ENTRYPOINT_LEDGER": "off"}
+        with (
+            holding(primary),
+            started(tree.folder, "migrate", env=env, name="migrates") as migrates,
+            started(tree.folder, "await", "head", env=env, name="awaits") as awaits,
+        ):
+            wait_until(lambda: migrates.has("lock.waiting") and awaits.has("head.awaited"), 60)
+            take_over(primary, standby)
+            results = [migrates.end(60), awaits.end(60)]
+        assert [each.code for each in results] == [0, 0], [each.stderr for each in results]
+        assert (
+            results[0].named("lock.acquired")[0]["database"].startswith(f"postgres at 127.0.0.1:{standby.server.port}")
+        )
+        assert recorded(standby) == ["r1"]
 
 
 TIMEOUTS = (
