@@ -41,7 +41,7 @@ from alembic_entrypoint.postgres.backup import back_up
 from alembic_entrypoint.postgres.session import ALIVE
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.target import Target
-from alembic_entrypoint.watch import Progress, Watch, note
+from alembic_entrypoint.watch import Progress, Watch, note, often
 from alembic_entrypoint.worker.client import Worker
 from alembic_entrypoint.worker.messages import Message, Request, ended_with
 
@@ -104,7 +104,8 @@ def carry_out(
         progress = Progress(before=progress.before, backup=progress.backup)
         watch = Watch(lock, progress, patience(settings))
         try:
-            _run_worker(_worker(_order(lock, settings, target, **order), settings, idle), lock, hear, watch)
+            given = _worker(_order(lock, settings, target, **order), settings, idle)
+            _run_worker(given, lock, hear, watch, often(settings.ddl_lock_timeout))
             idle = None
             # Also after a success: what env.py left behind would keep the fence, and the next migrator waiting.
             progress.still_there = lock.end_backends(ENDING)
@@ -161,12 +162,12 @@ def _worker(order: Request, settings: Settings, idle: Worker | None) -> Iterator
             idle.end()
 
 
-def _run_worker(given: AbstractContextManager[Worker], lock: Lock, hear: Hear, watch: Watch) -> None:
+def _run_worker(given: AbstractContextManager[Worker], lock: Lock, hear: Hear, watch: Watch, every: float) -> None:
     """Run one worker to its end, passing on what it says. The worker is cancelled when anything goes wrong here."""
     progress = watch.progress
     with given as worker:
         try:
-            for message in worker.messages(watch.tick):
+            for message in worker.messages(watch.tick, every):
                 hear(message, worker, progress)
         except LockLost:
             worker.tell({"order": "cancel"})

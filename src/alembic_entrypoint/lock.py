@@ -21,15 +21,31 @@ from alembic_entrypoint.address import Address
 from alembic_entrypoint.errors import Misconfigured, TryAgain
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.postgres import activity
-from alembic_entrypoint.postgres.server import SHARED, is_pooled, is_shared
+from alembic_entrypoint.postgres.server import SHARED, is_pooled, is_shared, why_read_only
 from alembic_entrypoint.postgres.session import SESSION, apply
-from alembic_entrypoint.wait import connect
+from alembic_entrypoint.wait import connect, find
 from alembic_entrypoint.worker.messages import HOLDER_CHECK, IMAGE_CLASS, LOCK_A, LOCK_B, LOCK_CLASS, TOKEN_CLASS
 
 #: Seconds between two tries, with jitter; the first is short, since most waits are.
 SHORTEST, LONGEST = 0.1, 2.0
 #: Seconds after which a waiter says again for whom it waits.
 TOLD_AGAIN = 10.0
+
+#: Seconds in which what a pooler has spread over its backends must be found again.
+FREEING = 1.0
+
+# One statement each, which a pooler gives to one backend: what is taken in vain is not left behind there.
+_TAKE = (
+    "SELECT CASE WHEN NOT pg_catalog.pg_try_advisory_lock(%s, %s) THEN false "
+    "WHEN pg_catalog.pg_try_advisory_lock(%s, %s) THEN true ELSE NOT pg_catalog.pg_advisory_unlock(%s, %s) END"
+)
+_TAKE_AND_FREE = (
+    "SELECT CASE WHEN pg_catalog.pg_try_advisory_lock(%s, %s) THEN pg_catalog.pg_advisory_unlock(%s, %s) END"
+)
+_UNLOCK = (
+    "SELECT pg_catalog.pg_advisory_unlock(%s, %s) FROM pg_catalog.pg_locks WHERE locktype = 'advisory' "
+    "AND objsubid = 2 AND granted AND pid = pg_catalog.pg_backend_pid() AND classid = %s AND objid = %s LIMIT 1"
+)
 
 IsDone = Callable[[psycopg.Connection[Any]], bool]
 #: Called with whether the holder is a replica of the same image; None where that cannot be told.
@@ -52,11 +68,17 @@ class LockLost(TryAgain):
 class Lock:
     """The lock, held. Whoever writes to the target besides the worker writes over this session."""
 
-    def __init__(self, connection: psycopg.Connection[Any], token: int, forbidden: frozenset[str]) -> None:
+    #: where it is held: of several hosts, the one
+    address: Address
+
+    def __init__(self, connection: psycopg.Connection[Any], token: int, is_pooled: bool) -> None:
         self.connection = connection
         self.token = token
+        self.is_pooled = is_pooled
         #: settings that this server does not let us set
-        self.forbidden = forbidden
+        self.forbidden: frozenset[str] = frozenset()
+        #: what is to be freed
+        self.held = [(TOKEN_CLASS, token), (LOCK_CLASS, LOCK_A)]
 
     def check_alive(self) -> None:
         """See, without asking the server, that the session is still there. Raises LockLost."""
@@ -90,6 +112,32 @@ class Lock:
             time.sleep(0.02)
         return pids
 
+    def release(self) -> None:
+        """Free what was held, and see that it was [H6]. Raises LockLost where this very session did not hold it."""
+        try:
+            self._free()
+        except psycopg.Error as error:
+            # The work is over, and its end was seen over this session: gone since, it is no reason not to start.
+            log("lock.lost", level="warning", reason=" ".join(str(error).split()), note="the work was done before")
+            return
+        if self.held:
+            raise LockLost("it was not held any more when it was to be freed")
+
+    def close(self) -> None:
+        """End the session, and with it what it still holds; a pooler would keep that [E14]."""
+        if self.is_pooled:
+            with suppress(psycopg.Error):
+                self._free()
+        self.connection.pgconn.finish()
+
+    def _free(self) -> None:
+        """Free what is held, on whichever backend that is where sessions may be shared."""
+        deadline = time.monotonic() + (FREEING if self.is_pooled else 0.0)
+        while self.held:
+            self.held = [each for each in self.held if not _one(self.connection, _UNLOCK, *each, *each)]
+            if time.monotonic() >= deadline:
+                return
+
     def _finish_statement(self) -> None:
         """Read the rest of a statement of ours that a signal has interrupted.
 
@@ -117,20 +165,20 @@ def locked(
 
     `is_done` is asked at each try, so that those with nothing to do never stand in a queue; `at_wait` is called, with
     whether the holder is a replica of the same `image`, when it was in vain. Raises TryAgain when the lock is not free
-    within `wait` seconds, LockLost when its session ends, Misconfigured when the session is shared.
+    within `wait` seconds, LockLost when its session ends, Misconfigured when the session is shared or may only read.
     """
     lock = _acquire(address, _Waiting(address, wait), connect_timeout, application_name, is_done, at_wait, image)
     try:
         yield lock
         if lock is not None:
-            _release(lock)
-    except psycopg.OperationalError as error:
+            lock.release()
+    except psycopg.Error as error:
         if lock is None or lock.connection.pgconn.status == psycopg.pq.ConnStatus.OK:
             raise
         raise LockLost(str(error)) from None
     finally:
         if lock is not None:
-            lock.connection.pgconn.finish()
+            lock.close()
 
 
 @dataclass
@@ -180,25 +228,30 @@ def _acquire(
     image: int | None,
 ) -> Lock | None:
     """Try until the lock is held. A waiter keeps no session: five hundred replicas would use up max_connections."""
-    is_examined = False
+    examined, pooled = None, False
     while True:
-        connection = connect(address, connect_timeout, application_name=application_name)
+        # All hosts of the address are asked each time: the primary may have become another one.
+        connection, found = find(address, connect_timeout, application_name=application_name)
         connection.prepare_threshold = None  # behind a pooler the next statement may reach a session that lacks it
-        is_kept = False
+        lock, is_kept = None, False
         try:
-            if not is_examined and is_pooled(connection):
-                _refuse_shared(connection, address, connect_timeout, application_name)
-                image = None  # it would stay with the pooler
-            is_examined = True
-            lock = hold(connection, image)
+            if found != examined:
+                if pooled := is_pooled(connection):
+                    _refuse_shared(connection, found, connect_timeout, application_name)
+                    image = None  # it would stay with the pooler
+                if reason := why_read_only(connection):
+                    raise Misconfigured(reason)
+            examined = found
+            lock = hold(connection, image, pooled)
             if is_done(connection):
                 return None
             if lock is not None:
+                lock.address = found
                 _await_fence(lock, waiting)
                 # What an earlier migrator's last statement did, it may have done since.
                 if is_done(connection):
                     return None
-                log("lock.acquired", database=str(address), token=lock.token, elapsed=round(waiting.elapsed, 3))
+                log("lock.acquired", database=str(found), token=lock.token, elapsed=round(waiting.elapsed, 3))
                 is_kept = True
                 return lock
             waiting.look(connection)
@@ -206,34 +259,38 @@ def _acquire(
         except psycopg.Error as error:
             waiting.tell(str(error), level="warning", reason=str(error).strip())
         finally:
-            if not is_kept:
+            if lock is None:
                 connection.pgconn.finish()
+            elif not is_kept:
+                lock.close()
         waiting.sleep()
 
 
-def hold(connection: psycopg.Connection[Any], image: int | None = None) -> Lock | None:
+def hold(connection: psycopg.Connection[Any], image: int | None = None, is_pooled: bool = False) -> Lock | None:
     """Take T and A, and check; without waiting inside PostgreSQL [E1, E2]. Raises Misconfigured."""
     if image is not None:
         # Before A, so that whoever sees A held sees by whom. It protects nothing, and ends with the session.
         _one(connection, "SELECT pg_catalog.pg_try_advisory_lock_shared(%s, %s)", IMAGE_CLASS, image)
     token = random.SystemRandom().randrange(1, 2**31)
-    took_token = _one(connection, "SELECT pg_catalog.pg_try_advisory_lock(%s, %s)", TOKEN_CLASS, token)
-    if not took_token or not _one(connection, "SELECT pg_catalog.pg_try_advisory_lock(%s, %s)", LOCK_CLASS, LOCK_A):
+    if not _one(connection, _TAKE, TOKEN_CLASS, token, LOCK_CLASS, LOCK_A, TOKEN_CLASS, token):
         return None
-    own = " AND l.pid = pg_catalog.pg_backend_pid()"
-    if not _one(connection, HOLDER_CHECK.replace("%(token)s", str(token)) + own):
-        _give_back(connection, token)
+    lock = Lock(connection, token, is_pooled)
+    check = HOLDER_CHECK.replace("%(token)s", str(token)) + " AND l.pid = pg_catalog.pg_backend_pid()"
+    # A pooler may give a statement to the backend that holds the lock by chance, but not again and again.
+    if not all(_one(connection, check) for _ in range(3 if is_pooled else 1)):
+        lock.is_pooled = True  # whatever it looked like
+        lock.close()
         raise Misconfigured(SHARED)
     # Only now: before the check has passed, a SET could leak through a pooler into the app's sessions [H5].
-    return Lock(connection, token, apply(connection, SESSION))
+    lock.forbidden = apply(connection, SESSION)
+    return lock
 
 
 def _await_fence(lock: Lock, waiting: _Waiting) -> None:
     """See that no statement of an earlier migrator is left: take B alone, and free it at once. Raises TryAgain."""
-    while not _one(lock.connection, "SELECT pg_catalog.pg_try_advisory_lock(%s, %s)", LOCK_CLASS, LOCK_B):
+    while not _one(lock.connection, _TAKE_AND_FREE, LOCK_CLASS, LOCK_B, LOCK_CLASS, LOCK_B):
         waiting.look(lock.connection)
         waiting.sleep()
-    _one(lock.connection, "SELECT pg_catalog.pg_advisory_unlock(%s, %s)", LOCK_CLASS, LOCK_B)
 
 
 def _is_same_image(connection: psycopg.Connection[Any], image: int | None) -> bool | None:
@@ -263,18 +320,6 @@ def _refuse_shared(
         raise Misconfigured(SHARED)
 
 
-def _give_back(connection: psycopg.Connection[Any], token: int) -> None:
-    """Free what was taken through a shared session, on whichever backend it is; the pooler would keep it [E14]."""
-    held = (
-        "SELECT pg_catalog.pg_advisory_unlock(%s, %s) FROM pg_catalog.pg_locks WHERE locktype = 'advisory' "
-        "AND objsubid = 2 AND granted AND pid = pg_catalog.pg_backend_pid() AND classid = %s AND objid = %s LIMIT 1"
-    )
-    left, deadline = [(TOKEN_CLASS, token), (LOCK_CLASS, LOCK_A)], time.monotonic() + 1.0
-    with suppress(psycopg.Error):
-        while left and time.monotonic() < deadline:
-            left = [lock for lock in left if not _one(connection, held, *lock, *lock)]
-
-
 def _fence_holders(connection: psycopg.Connection[Any]) -> list[int]:
     rows = connection.execute(
         "SELECT DISTINCT pid FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2 "
@@ -283,21 +328,6 @@ def _fence_holders(connection: psycopg.Connection[Any]) -> list[int]:
         [LOCK_CLASS, LOCK_B],
     )
     return [row[0] for row in rows]
-
-
-def _release(lock: Lock) -> None:
-    """Free what was held, and see that it was [H6]. Raises LockLost where this very session did not hold it."""
-    try:
-        freed = [
-            _one(lock.connection, "SELECT pg_catalog.pg_advisory_unlock(%s, %s)", LOCK_CLASS, LOCK_A),
-            _one(lock.connection, "SELECT pg_catalog.pg_advisory_unlock(%s, %s)", TOKEN_CLASS, lock.token),
-        ]
-    except psycopg.OperationalError as error:
-        # The work is over, and its end was seen over this session: that it has gone since is no reason not to start.
-        log("lock.lost", level="warning", reason=" ".join(str(error).split()), note="the work was done before")
-        return
-    if not all(freed):
-        raise LockLost("it was not held any more when it was to be freed")
 
 
 def _given_up(waiting: _Waiting) -> TryAgain:

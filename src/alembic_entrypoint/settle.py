@@ -45,7 +45,7 @@ def settle_at_length(
         target = find_target(settings)
         ready = await_database(target.address, settings.wait_timeout)
         log("server.examined", version=ready.server.version, pooled=ready.server.is_pooled)
-        target, known = target.at(ready.address), UNFIT if ready.server.is_pooled else known
+        target, known = target.at(ready.address), known if ready.server.may_lock else UNFIT
         steps.end("wait")
     with ExitStack() as stack:
         is_unfit = known.answer is Answer.UNFIT
@@ -84,10 +84,11 @@ class _Settling:
 
         name = application_name(self.settings, "locking")
         waits = self.settings.lock_wait, self.settings.wait_timeout
-        with locked(self.target.address, *waits, name, is_done, at_wait, image.key) as lock:
+        with locked(self.target.whole, *waits, name, is_done, at_wait, image.key) as lock:
             self.steps.end("lock")
             if lock is None:
                 return answers[-1].said()
+            self.target = self.target.at(lock.address)
             facts = self._look(lock.check_alive)
             self.steps.end("observe")
             return self._settle(lock, facts)
@@ -120,13 +121,14 @@ class _Settling:
         name = application_name(self.settings, "locking")
         waits = self.settings.lock_wait, self.settings.wait_timeout
         key = self.image.key if self.image else None
-        with locked(self.target.address, *waits, name, is_done, at_wait, key) as lock:
+        with locked(self.target.whole, *waits, name, is_done, at_wait, key) as lock:
             self.steps.end("lock")
             if lock is None:
                 assert facts is not None  # else there was nothing to compare with, and the lock was waited for
-                with connected(self.target.address, self.settings.wait_timeout) as connection:
+                with connected(self.target.whole, self.settings.wait_timeout) as connection:
                     now = _now(connection, facts, self.settings)
                 return decided(now, self.settings).state.value
+            self.target = self.target.at(lock.address)
             return self._settle(lock, facts)
 
     def _look(self, check: Callable[[], None] = lambda: None) -> Facts | None:

@@ -69,10 +69,11 @@ def settle(settings: Settings, steps: Steps) -> str:
         with reached(target.address, settings.wait_timeout) as (connection, ready):
             log("server.examined", version=ready.server.version, pooled=ready.server.is_pooled)
             if ready.server.is_pooled:
-                # Locks may not hold there: whoever has nothing to do starts without one.
-                image, known = None, UNFIT
+                image = None
             if image is not None:
                 known = ask(connection, image)
+            if known.answer is not Answer.SETTLED and not ready.server.may_lock:
+                known = UNFIT  # whoever has nothing to do starts without a lock
         target = target.at(ready.address)
         steps.end("wait")
     if known.answer is Answer.SETTLED:

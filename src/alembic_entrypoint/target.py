@@ -24,10 +24,13 @@ class Target:
     is_given: bool
     #: what `env.py` calls this database: as the setting has it, and as was learned while observing
     places: tuple[Place, ...]
+    #: the address with all its hosts: another of them may be the primary when we have waited
+    whole: Address
 
     def at(self, address: Address) -> Target:
-        """Give the same target at the host that answered."""
-        return dataclasses.replace(self, address=address)
+        """Give the same target at the host that answered, by whose name it goes, too."""
+        places = dict.fromkeys((*self.places, place_from_here(address)))
+        return dataclasses.replace(self, address=address, places=tuple(places))
 
 
 def given(settings: Settings) -> Target | None:
@@ -44,11 +47,13 @@ def named(address: Address, settings: Settings, *, is_given: bool) -> Target:
     keep_secret(address)
     places = (place_from_here(address),)
     if is_given and {"password", "passfile"} & address.parameters.keys():
-        return Target(address, is_given, places)
+        return Target(address, is_given, places, whole=address)
     parameters = dict(address.parameters)
     known = {"password": parameters.pop("password")} if "password" in parameters else {}
-    target = Target(dataclasses.replace(address, parameters=parameters), is_given, places)
-    return target.at(dataclasses.replace(target.address, credentials=_Asked(settings, target, known)))
+    address = dataclasses.replace(address, parameters=parameters)
+    asked = _Asked(settings, Target(address, is_given, places, whole=address), known)
+    address = dataclasses.replace(address, credentials=asked)
+    return Target(address, is_given, places, whole=address)
 
 
 @dataclass

@@ -44,7 +44,7 @@ def reached(
 ) -> Iterator[tuple[psycopg.Connection[Any], Ready]]:
     """Do the same, and hand out the session with which it was seen."""
     started = time.monotonic()
-    connection, found = _connect(address, timeout, needs_primary, "alembic-entrypoint")
+    connection, found = find(address, timeout, needs_primary=needs_primary)
     try:
         server = examine(connection)
         elapsed = round(time.monotonic() - started, 3)
@@ -79,12 +79,13 @@ def connect(
     application_name: str = "alembic-entrypoint",
 ) -> psycopg.Connection[Any]:
     """Open an autocommit session, trying again for so many seconds. Raises Unavailable, Denied, Misconfigured."""
-    return _connect(address, timeout, needs_primary, application_name)[0]
+    return find(address, timeout, needs_primary=needs_primary, application_name=application_name)[0]
 
 
-def _connect(
-    address: Address, timeout: float, needs_primary: bool, application_name: str
+def find(
+    address: Address, timeout: float, *, needs_primary: bool = True, application_name: str = "alembic-entrypoint"
 ) -> tuple[psycopg.Connection[Any], Address]:
+    """Do the same, and give the address of the host that it was, of several."""
     started = time.monotonic()
 
     failed: list[NotReady] = []

@@ -21,6 +21,8 @@ from alembic_entrypoint.schema.reading import decoded
 from alembic_entrypoint.worker.messages import Message
 
 HEARTBEAT = 10.0
+#: Seconds between two looks.
+INTERVAL, SHORTEST = 0.5, 0.05
 
 
 @dataclass
@@ -92,8 +94,13 @@ def _named(migration: Message) -> dict[str, Any]:
     return {name: migration[name] for name in ("revision", "direction", "n", "of", "path", "doc")}
 
 
+def often(lock_timeout: float) -> float:
+    """Give the seconds between two looks: who blocks a statement is to be seen before it gives up its place."""
+    return max(SHORTEST, min(INTERVAL, lock_timeout / 3 or INTERVAL))
+
+
 class Watch:
-    """What is looked at, twice a second, while a worker runs."""
+    """What is looked at, twice a second or more often, while a worker runs."""
 
     def __init__(self, lock: Lock, progress: Progress, patience: Callable[[], None]) -> None:
         self._lock = lock

@@ -411,3 +411,28 @@ def test_a_worker_does_not_outlive_a_parent_that_was_killed(tmp_path: Path, data
         running.signal(signal.SIGKILL)
         running.end()
     wait_until(lambda: not is_running(int((tmp_path / "pid").read_text())), what="the worker is gone")
+
+
+BLOCK = """
+with op.get_context().autocommit_block():
+    for n in range(8):
+        op.execute(f"SELECT {n}")
+    op.execute("DISCARD ALL")
+    op.execute("SELECT 'after it'")
+"""
+FORGETTING = {"DEALLOCATE ALL": "op.execute('DEALLOCATE ALL')", "DISCARD ALL": BLOCK}
+
+
+@pytest.mark.parametrize("body", FORGETTING.values(), ids=FORGETTING)
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_a_migration_that_forgets_what_was_prepared_takes_nothing_of_ours(
+    tmp_path: Path, database: Database, driver: str, body: str
+) -> None:
+    """By then the driver has prepared what we ask before each statement, or after each migration."""
+    tree = tree_in(tmp_path, env_on(driver))
+    tree.add_line(7)
+    tree.add("r8", body, down="r7")
+    tree.add("r9", down="r8")
+    result = migrate(tree, DATABASE_URL=url_on(driver, database))
+    assert result.code == 0, result.stderr
+    assert recorded(database) == ["r9"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import secrets
+import socket
 import socketserver
 import textwrap
 import threading
@@ -26,6 +28,7 @@ from env_forms import (
 )
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from alembic_entrypoint.postgres.session import ALIVE
 from commands import entrypoint
 from servers import Database, Server, fresh_database, own_server
 
@@ -440,3 +443,35 @@ def test_a_search_path_in_database_url_counts(tmp_path: Path, database: Database
     result = migrate(tree, DATABASE_URL=url)
     assert result.code == 0, result.message
     assert tables(database) == ["app.alembic_version", "app.t1", "app.t2"]
+
+
+OURS = {**ALIVE, "lock_timeout": "7000", "statement_timeout": "90000"}
+SETTINGS = f"SELECT name, setting FROM pg_settings WHERE name IN {(*OURS, 'application_name')}"
+READ_BACK = """
+url = op.get_bind().engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+found = {"main": [tuple(row) for row in op.get_bind().exec_driver_sql(SETTINGS)]}
+for name, place in (("raw", url), ("other", OTHER)):
+    with psycopg.connect(place, autocommit=True) as connection:
+        found[name] = connection.execute(SETTINGS).fetchall()
+with open("found", "w") as file:
+    json.dump({name: dict(rows) for name, rows in found.items()}, file)
+"""
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_sessions_on_the_target_have_our_settings_and_no_other_has(
+    tmp_path: Path, database: Database, other: Database, driver: str
+) -> None:
+    """Whoever opens them; for another database they are those that an administrator gave it."""
+    other.execute(f"ALTER DATABASE {other.name} SET lock_timeout = '3s'")
+    tree = tree_in(tmp_path, env_on(driver))
+    head = f"import json\nimport psycopg\nSETTINGS, OTHER = {SETTINGS!r}, {other.url!r}"
+    tree.add("r3", READ_BACK, down="r2", head=head)
+    timeouts = {"ALEMBIC_ENTRYPOINT_DDL_LOCK_TIMEOUT": "7", "ALEMBIC_ENTRYPOINT_STATEMENT_TIMEOUT": "90"}
+    result = migrate(tree, DATABASE_URL=url_on(driver, database), **timeouts)
+    assert result.code == 0, result.stderr
+    found = json.loads((tmp_path / "found").read_text())
+    name = f"alembic-entrypoint migrating {socket.gethostname()}"[:63]
+    assert found["main"] == found["raw"] == {**OURS, "application_name": name}
+    assert found["other"] == dict(other.query(SETTINGS))
+    assert found["other"]["lock_timeout"] == "3000"

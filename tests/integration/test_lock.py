@@ -248,6 +248,34 @@ def test_the_lock_of_one_database_is_not_that_of_another(database: Database) -> 
         assert there is not None
 
 
+def test_those_who_wait_try_again_at_moments_of_their_own_and_ever_more_seldom(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    waiting = [lock._Waiting(parse("postgresql:///app"), 600.0) for _ in range(100)]
+    for pause in (lock.SHORTEST * 1.5**n for n in range(12)):
+        slept.clear()
+        for each in waiting:
+            each.sleep()
+        longest = min(pause, lock.LONGEST)
+        assert min(slept) >= longest / 2
+        assert max(slept) <= longest
+        assert max(slept) - min(slept) > longest / 4, "a hundred do not come at once"
+        assert len(set(slept)) > 90
+
+
+def test_who_waits_sleeps_no_longer_than_it_was_told_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    waiting = lock._Waiting(parse("postgresql:///app"), 0.02)
+    waiting.sleep()
+    assert slept[0] <= 0.02
+    waiting.started -= 0.02
+    with pytest.raises(TryAgain, match=r"was not free within the 0\.02 s"):
+        waiting.sleep()
+
+
 def test_an_unlock_that_freed_nothing_is_noticed(database: Database) -> None:
     taken = lock.locked(parse(database.url), 0.0, 5.0, "alembic-entrypoint locking", lambda _: False)
     held = taken.__enter__()
@@ -263,6 +291,22 @@ def test_a_session_that_goes_when_the_work_is_done_loses_nothing(database: Datab
         pid = held.connection.info.backend_pid
         database.query("SELECT pg_terminate_backend(%s)", pid)
         wait_until(lambda: not database.query("SELECT 1 FROM pg_stat_activity WHERE pid = %s", pid))
+
+
+def test_a_session_that_an_idle_timeout_ended_is_a_lost_lock(database: Database) -> None:
+    """Where a service forbids to switch that off: psycopg calls it no OperationalError [E7]."""
+
+    def idle_too_long() -> None:
+        with lock.locked(parse(database.url), 0.0, 5.0, "alembic-entrypoint locking", lambda _: False) as held:
+            assert held is not None
+            held.connection.execute("SET idle_in_transaction_session_timeout = '50ms'")
+            held.connection.execute("BEGIN")
+            is_there = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '% locking'"
+            wait_until(lambda: database.query(is_there) == [(0,)])
+            held.connection.execute("SELECT 1")
+
+    with pytest.raises(lock.LockLost, match="idle-in-transaction timeout"):
+        idle_too_long()
 
 
 def test_what_waits_for_the_end_of_a_statement_holds_up_no_other_thread(database: Database) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+import asyncpg
 import psycopg
 import psycopg2
 import pytest
+import sqlalchemy as sa
+from psycopg.pq import ConnStatus
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from alembic_entrypoint.address import parse
 from alembic_entrypoint.lock import locked
-from servers import Database, wait_until
+from servers import Database, Server, own_server, pgbouncer, standby_of, wait_until
 
 pytestmark = pytest.mark.extra
 
@@ -107,6 +113,12 @@ def by_psycopg2(url: str) -> Any:
     return psycopg2.connect(url)
 
 
+def by_psycopg2_repeatable_read(url: str) -> Any:
+    connection = psycopg2.connect(url)
+    connection.set_session(isolation_level="REPEATABLE READ")
+    return connection
+
+
 def by_psycopg(url: str) -> Any:
     return psycopg.connect(url)
 
@@ -118,13 +130,18 @@ def by_client_cursor(url: str) -> Any:
 @pytest.mark.parametrize("kind", ["lock", "xact_lock"])
 @pytest.mark.parametrize(
     ("connect", "stalls"),
-    [(by_psycopg2, False), (by_psycopg, True), (by_client_cursor, False)],
-    ids=["psycopg2", "psycopg", "client cursor"],
+    [
+        (by_psycopg2, False),
+        (by_psycopg2_repeatable_read, True),
+        (by_psycopg, True),
+        (by_client_cursor, False),
+    ],
+    ids=["psycopg2", "psycopg2, repeatable read", "psycopg", "client cursor"],
 )
 def test_a_holder_that_is_idle_in_a_transaction_may_stall_a_build(
     database: Database, connect: Callable[[str], Any], stalls: bool, kind: str
 ) -> None:
-    """E3, E4, E12: by the driver's way of sending parameters, whether the lock is a session's or a transaction's."""
+    """E3, E4: by isolation and the driver's way of sending parameters; a session's lock or a transaction's."""
     holder = connect(database.url)
     try:
         cursor = holder.cursor()
@@ -132,6 +149,35 @@ def test_a_holder_that_is_idle_in_a_transaction_may_stall_a_build(
         assert is_stalled(database) is stalls
     finally:
         holder.close()
+
+
+TRY = f"SELECT pg_try_advisory_lock({KEY})"
+
+
+async def is_stalled_beside(url: str, database: Database, driver: str, mode: str) -> bool:
+    """Hold a lock on a connection of SQLAlchemy's; tell whether an index cannot be built concurrently beside it."""
+    options = {"isolation_level": "AUTOCOMMIT"} if mode == "AUTOCOMMIT" else {}
+    url = url.replace("postgresql://", f"postgresql+{driver}://")
+    text = sa.text(TRY.replace(str(KEY), ":key"))
+    if driver != "asyncpg":
+        with sa.create_engine(url, poolclass=sa.pool.NullPool, **options).connect() as holder:
+            holder.execute(text, {"key": KEY})
+            if mode == "commit()":
+                holder.commit()
+            return is_stalled(database)
+    async with create_async_engine(url, poolclass=sa.pool.NullPool, **options).connect() as holder:
+        await holder.execute(text, {"key": KEY})
+        if mode == "commit()":
+            await holder.commit()
+        return is_stalled(database)
+
+
+@pytest.mark.parametrize("mode", ["default", "AUTOCOMMIT", "commit()"])
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg", "asyncpg"])
+def test_a_lock_on_a_connection_of_sqlalchemys_may_stall_a_build(database: Database, driver: str, mode: str) -> None:
+    """E12: it begins a transaction by itself; what that does is the driver's affair."""
+    stalls = mode == "default" and driver != "psycopg2"
+    assert asyncio.run(is_stalled_beside(database.url, database, driver, mode)) is stalls
 
 
 def test_our_holder_stalls_no_build(database: Database) -> None:
@@ -152,6 +198,25 @@ def test_an_administrators_timeout_ends_a_wait_inside_postgresql(
         with pytest.raises(psycopg.Error) as caught:
             waiter.execute(f"SELECT pg_advisory_lock({KEY})")
     assert caught.value.sqlstate == sqlstate
+
+
+@pytest.mark.parametrize(
+    ("timeout", "begin", "sqlstate"),
+    [("idle_session_timeout", "SELECT 1", "57P05"), ("idle_in_transaction_session_timeout", "BEGIN", "25P03")],
+)
+def test_an_idle_timeout_takes_a_lock_and_says_so_only_when_it_is_used_next(
+    database: Database, timeout: str, begin: str, sqlstate: str
+) -> None:
+    """E7: by then somebody else has it."""
+    with database.connect() as holder:
+        holder.execute(f"SET {timeout} = '100ms'")
+        holder.execute(begin)
+        assert holder.execute(TRY).fetchone() == (True,)
+        wait_until(lambda: is_free(database))
+        assert holder.pgconn.status == ConnStatus.OK
+        with pytest.raises(psycopg.Error) as caught:
+            holder.execute("SELECT 1")
+        assert caught.value.sqlstate == sqlstate
 
 
 def test_a_waiter_that_has_died_stays_in_line_and_takes_the_lock(database: Database) -> None:
@@ -203,6 +268,25 @@ def test_a_lock_that_was_taken_twice_is_held_until_it_is_freed_twice(database: D
         assert holder.execute(f"SELECT pg_advisory_unlock({KEY})").fetchone() == (False,)
 
 
+def test_a_lock_on_a_session_of_its_own_is_had_by_the_next_while_the_dead_ones_statement_runs(
+    database: Database,
+) -> None:
+    """E5: the statement's session is looked at only when it ends."""
+    lock, work = database.connect(), database.connect(application_name="the dead")
+    assert lock.execute(TRY).fetchone() == (True,)
+    work.pgconn.send_query(b"INSERT INTO t SELECT 1 FROM pg_sleep(3)")
+    running = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'the dead' AND state = 'active'"
+    wait_until(lambda: database.query(running) == [(1,)])
+    for connection in (lock, work):  # as the end of their process does
+        connection.pgconn.finish()
+    with database.connect() as successor:
+        wait_until(lambda: successor.execute(TRY).fetchone() == (True,))
+        assert database.query(running) == [(1,)]
+        wait_until(
+            lambda: database.query("SELECT id FROM t") == [(1,)], what="what the dead one did, after it was dead"
+        )
+
+
 @pytest.mark.parametrize("interval", ["0", "100"])
 def test_a_dead_clients_statement_ends_early_only_where_the_server_looks(database: Database, interval: str) -> None:
     """E5, E5b: from 14 on, where `client_connection_check_interval` tells it to."""
@@ -219,3 +303,70 @@ def test_a_dead_clients_statement_ends_early_only_where_the_server_looks(databas
     with suppress(psycopg.Error):
         client.close()
     assert (lasted > 2.5) is (interval == "0"), lasted
+
+
+HBA = "host all postgres 127.0.0.1/32 trust\nhost all app 127.0.0.1/32 scram-sha-256\n"
+
+
+@pytest.fixture(scope="module")
+def strict() -> Iterator[Server]:
+    """Give a server that asks one role for a password."""
+    with own_server(hba=HBA) as server:
+        server.execute("CREATE ROLE app LOGIN PASSWORD 'right'")
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("login", "sqlstate"),
+    [("postgres@{}/nowhere", "3D000"), ("app:wrong@{}/postgres", "28P01")],
+    ids=["3D000", "28P01"],
+)
+def test_who_is_not_let_in_learns_why_by_a_code_only_from_asyncpg(strict: Server, login: str, sqlstate: str) -> None:
+    """E13: so what libpq's drivers raise is read."""
+    url = f"postgresql://{login.format(f'127.0.0.1:{strict.port}')}"
+    with pytest.raises(psycopg2.OperationalError) as of_psycopg2:
+        psycopg2.connect(url)
+    with pytest.raises(psycopg.OperationalError) as of_psycopg:
+        psycopg.connect(url)
+    with pytest.raises(asyncpg.PostgresError) as of_asyncpg:
+        asyncio.run(asyncpg.connect(url, ssl=False))
+    codes = of_psycopg2.value.pgcode, of_psycopg.value.sqlstate, of_asyncpg.value.sqlstate
+    assert codes == (None, None, sqlstate)
+
+
+def test_pg_isready_asks_for_neither_role_nor_database(strict: Server) -> None:
+    """E13: ready is not usable [H26]."""
+    place = ["-h", "127.0.0.1", "-p", str(strict.port), "-U", "nobody", "-d", "nowhere"]
+    assert subprocess.run([strict.binaries / "pg_isready", "-q", *place], check=False).returncode == 0
+
+
+def test_through_a_transaction_pooler_two_hold_one_lock_and_leave_it_there(database: Database) -> None:
+    """E14: it is a session of the pooler's that holds it, until that ends."""
+    assert isinstance(database.server, Server)
+    with pgbouncer(database.server, "transaction", default_pool_size=1) as pooler:
+        through = Database(pooler, database.name)
+        with through.connect(prepare_threshold=None) as one, through.connect(prepare_threshold=None) as other:
+            assert one.execute(TRY).fetchone() == other.execute(TRY).fetchone() == (True,)
+        assert not is_free(database), "both are gone"
+
+
+def test_a_standby_grants_what_its_primary_holds_and_writes_nothing() -> None:
+    """E16: and libpq, told to look for a primary, says so without a code."""
+    with own_server() as primary, standby_of(primary) as standby, primary.connect() as holder:
+        assert holder.execute(TRY).fetchone() == (True,)
+        with standby.connect() as other:
+            assert other.execute(TRY).fetchone() == (True,)
+            with pytest.raises(psycopg.errors.ReadOnlySqlTransaction) as caught:
+                other.execute("CREATE TABLE t ()")
+        assert caught.value.sqlstate == "25006"
+        with pytest.raises(psycopg.OperationalError, match=r"read-only|standby") as refused:
+            standby.connect(target_session_attrs="read-write")
+        assert refused.value.sqlstate is None
+
+
+def test_a_lock_of_one_database_is_free_in_another(database: Database) -> None:
+    """E16: a key belongs to a database, and not to the server."""
+    with database.connect() as holder:
+        assert holder.execute(TRY).fetchone() == (True,)
+        assert not is_free(database)
+        assert is_free(Database(database.server, "postgres"))

@@ -15,11 +15,12 @@ import pytest
 
 from alembic_entrypoint.address import parse
 from alembic_entrypoint.errors import Misconfigured
+from alembic_entrypoint.lock import locked
 from alembic_entrypoint.postgres import server as tripwires
 from alembic_entrypoint.postgres.session import ALIVE, SESSION, apply
 from alembic_entrypoint.wait import await_database, connect
 from commands import Result, entrypoint
-from projects import project
+from projects import Project, project
 from servers import Database, Server, own_server, pgbouncer
 
 WAIT = 30.0
@@ -134,14 +135,86 @@ def test_a_server_that_is_too_old_is_refused_and_the_oldest_is_not(
         await_database(parse(database.url), WAIT)
 
 
-def test_a_role_that_may_only_read_changes_nothing(tmp_path: Path, database: Database) -> None:
-    """A read-only session is no standby, and is not waited for: only a person can change it."""
-    database.execute(f"ALTER DATABASE {database.name} SET default_transaction_read_only = on")
-    result = run_on(tmp_path, database.url)
-    assert (result.code, result.stdout) != (0, "the app\n")
-    assert "read-only transaction" in result.message
-    assert "Nothing was changed" in result.message or "The database is as before" in result.message
-    assert database.query("SELECT to_regclass('t1')") == [(None,)]
+READ_ONLY = "default_transaction_read_only"
+#: How a session comes to be one that only reads, and what the message says ends that.
+READING = {
+    "database": ("ALTER DATABASE {0} SET {1} = on", "ALTER DATABASE {0} RESET {1}; Some services set it while"),
+    "user": (
+        "ALTER ROLE reads_{0} SET {1} = on",
+        "ALTER ROLE reads_{0} RESET {1}; or set ALEMBIC_ENTRYPOINT_DATABASE_",
+    ),
+    "database user": (
+        "ALTER ROLE reads_{0} IN DATABASE {0} SET {1} = on",
+        "ALTER ROLE reads_{0} IN DATABASE {0} RESET {1}; or set ALEMBIC_ENTRYPOINT_DATABASE_URL to a role that may",
+    ),
+    "client": ("SELECT 1", "take it out of the URL's options, or out of PGOPTIONS."),
+}
+
+
+@pytest.fixture
+def reader(server: Server, database: Database) -> Iterator[Database]:
+    """Give a database with an owner of its own, whose sessions can be made to only read."""
+    server.execute(f"CREATE ROLE reads_{database.name} LOGIN")
+    server.execute(f"ALTER DATABASE {database.name} OWNER TO reads_{database.name}")
+    yield database
+    server.execute(f"DROP DATABASE {database.name} WITH (FORCE)")
+    server.execute(f"DROP ROLE reads_{database.name}")
+
+
+def url_of_owner(database: Database) -> str:
+    return database.url.replace("//postgres@", f"//reads_{database.name}@")
+
+
+def reading(database: Database, source: str) -> str:
+    """Let sessions only read, and give their URL."""
+    database.execute(READING[source][0].format(database.name, READ_ONLY))
+    return url_of_owner(database) + (f"?options=-c%20{READ_ONLY}%3Don" if source == "client" else "")
+
+
+@pytest.mark.parametrize(
+    "source", [each if each == "database" else pytest.param(each, marks=pytest.mark.wide) for each in READING]
+)
+def test_a_session_that_may_only_read_is_refused_before_anything_is_locked(
+    tmp_path: Path, reader: Database, source: str
+) -> None:
+    """It is no standby, and is not waited for: only a person can change it."""
+    result = run_on(tmp_path, reading(reader, source))
+    assert (result.code, result.stdout) == (78, ""), result.stderr
+    assert not result.named("lock.acquired")
+    assert result.message.startswith(
+        f"The server lets this session only read: {READ_ONLY} is on, set by {source}. A migration would fail, and "
+        "nothing could be recorded. Nothing was changed.\nWhat ends it: "
+        + READING[source][1].format(reader.name, READ_ONLY)
+    )
+    assert reader.query("SELECT count(*) FROM pg_tables WHERE schemaname !~ '^(pg_|information_)'") == [(0,)]
+
+
+def test_a_session_that_may_only_read_starts_where_there_is_nothing_to_do(tmp_path: Path, reader: Database) -> None:
+    """Without a lock, whether the ledger knows the image, or not."""
+    assert run_on(tmp_path, url_of_owner(reader)).code == 0
+    url = reading(reader, "database")
+    for is_known in (True, False):
+        if not is_known:
+            (tmp_path / "migrations" / "env.py").open("a").write("# of another image\n")
+        result = run_on(tmp_path, url)
+        assert (result.code, result.stdout) == (0, "the app\n"), result.stderr
+        assert not result.named("lock.acquired")
+
+
+@pytest.mark.wide
+def test_what_never_writes_works_where_a_session_may_only_read(tmp_path: Path, reader: Database) -> None:
+    assert run_on(tmp_path, url_of_owner(reader)).code == 0
+    env = {"DATABASE_URL": reading(reader, "user"), "ALEMBIC_ENTRYPOINT_AWAIT_TIMEOUT": "1"}
+
+    def code_of(*command: str) -> int:
+        return entrypoint(*command, cwd=tmp_path, env=env).code
+
+    assert [code_of("await", "head"), code_of("plan"), code_of("diagnose")] == [0, 0, 0]
+    Project(tmp_path).add_line(1, first=2)
+    assert [code_of("await", "head"), code_of("plan")] == [75, 0]
+    found = entrypoint("diagnose", cwd=tmp_path, env=env)
+    assert (found.code, "a session that may only read" in found.stdout) == (78, True), found.stdout
+    assert f"ALTER ROLE reads_{reader.name} RESET {READ_ONLY}; or set" in found.stdout
 
 
 @pytest.mark.extra
@@ -194,6 +267,27 @@ def test_a_setting_that_the_server_forbids_is_named_and_the_others_are_set(datab
         ).fetchone()
         assert row is not None
         assert row[0] == "7s"
+
+
+FORBIDDING = """
+ALTER FUNCTION pg_catalog.set_config(text, text, boolean) RENAME TO set_config_freely;
+CREATE FUNCTION pg_catalog.set_config(name text, value text, is_local boolean) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+  IF name = 'client_connection_check_interval' THEN
+    RAISE EXCEPTION 'parameter "%" cannot be changed now', name USING ERRCODE = '55P02';
+  END IF;
+  RETURN pg_catalog.set_config_freely(name, value, is_local);
+END $$;
+"""
+
+
+def test_a_setting_that_cannot_be_changed_now_is_no_lost_connection(database: Database) -> None:
+    """Though the class of its error is the same: who took it for one would look for the lock's holder in vain."""
+    database.execute(FORBIDDING)
+    with locked(parse(database.url), 0.0, WAIT, "alembic-entrypoint locking", lambda _: False) as held:
+        assert held is not None
+        assert held.forbidden == {"client_connection_check_interval"}
+        assert held.connection.execute("SHOW idle_session_timeout").fetchone() == ("0",)
 
 
 def test_a_setting_that_is_not_there_is_left_out(database: Database) -> None:

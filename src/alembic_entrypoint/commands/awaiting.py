@@ -65,7 +65,7 @@ class _Awaiting:
 
     def _look(self) -> str | None:
         """Look once; the state where the app may start."""
-        with connected(self.target.address, self.settings.wait_timeout, needs_primary=False) as connection:
+        with connected(self.target.whole, self.settings.wait_timeout, needs_primary=False) as connection:
             if self.image is not None:
                 known = ask(connection, self.image)
                 if known.answer is Answer.SETTLED:
@@ -74,7 +74,7 @@ class _Awaiting:
                 return self._judge(connection, self.facts)
         if self.facts is None:
             self.facts = self._observe()
-        with connected(self.target.address, self.settings.wait_timeout, needs_primary=False) as connection:
+        with connected(self.target.whole, self.settings.wait_timeout, needs_primary=False) as connection:
             return self._judge(connection, self.facts)
 
     def _observe(self) -> Facts:

@@ -30,7 +30,7 @@ def exit_code(found: Document, codes: Mapping[str, int]) -> int:
     if "state" in codes:
         return codes["state"]
     state = found["state"]
-    if found["server"]["shared"] and _would_migrate(found):
+    if _is_barred(found):
         return Misconfigured.exit_code
     if state["exit_code"] or state["action"] == "START":
         return int(state["exit_code"])
@@ -77,6 +77,8 @@ def _about_the_way(found: Document, code: int) -> Iterator[Step]:
                 "password is PGPASSWORD's:",
                 *("env", f"ALEMBIC_ENTRYPOINT_DATABASE_URL={direct}", "alembic-entrypoint", "migrate"),
             )
+    elif reason := found["server"]["read_only"]:
+        yield _step(reason)
 
 
 def _about_the_state(found: Document, psql: Psql) -> Iterator[Step]:
@@ -86,7 +88,7 @@ def _about_the_state(found: Document, psql: Psql) -> Iterator[Step]:
         if not (found["database"]["error"] or found["login"]["error"] or found["server"]["error"]):
             yield _step(state["error"])
             yield from _about_the_rights(found, psql)
-    elif found["server"]["shared"] and _would_migrate(found):
+    elif _is_barred(found):
         return  # only by another way, which was said already
     elif state["action"] == "UPGRADE":
         yield from _about_the_lock(found["lock"], psql.ours)
@@ -145,6 +147,12 @@ def _about_the_lost(found: Document) -> Iterator[Step]:
 def _would_migrate(found: Document) -> bool:
     """Tell whether a start would take the lock."""
     return found["state"].get("action") in ("UPGRADE", "PROVE")
+
+
+def _is_barred(found: Document) -> bool:
+    """Tell whether a start would come to the lock, and be refused there."""
+    server = found["server"]
+    return _would_migrate(found) and bool(server.get("shared") or server.get("read_only"))
 
 
 def _lacking(found: Document) -> list[Document]:

@@ -43,7 +43,7 @@ from alembic_entrypoint.observe import (
 from alembic_entrypoint.postgres import activity, ledger, leftovers
 from alembic_entrypoint.postgres.login import TIMEOUT, Passed, resolve
 from alembic_entrypoint.postgres.rights import rights as rights_of
-from alembic_entrypoint.postgres.server import SHARED, examine, is_shared
+from alembic_entrypoint.postgres.server import SHARED, examine, is_shared, why_read_only
 from alembic_entrypoint.proof import prove
 from alembic_entrypoint.recover import asked_about
 from alembic_entrypoint.settings import PREFIX, TABLE, Settings, read
@@ -212,7 +212,7 @@ def _reach(host: str, port: str) -> Part:
 
 
 def server(session: Session) -> Part:
-    """Say what answers: version, pooler, standby. Raises Misconfigured for what is no good for migrating."""
+    """Say what answers. Raises Misconfigured for what is no good for migrating."""
     seen = session.ask(examine)
     shared = seen.is_pooled and session.ask(lambda connection: is_shared(connection, session.another))
     return {
@@ -220,6 +220,7 @@ def server(session: Session) -> Part:
         "pooled": seen.is_pooled,
         "shared": shared,
         "standby": session.is_standby,
+        "read_only": None if session.is_standby else session.ask(why_read_only),
         "note": SHARED if shared else None,
         "direct": session.ask(_direct) if shared else None,
     }

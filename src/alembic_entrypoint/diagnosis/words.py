@@ -41,7 +41,7 @@ def _is_bad(name: str, part: Document) -> bool:
     bad: Mapping[str, Callable[[], Any]] = {
         "settings": lambda: part["problems"],
         "network": lambda: not any(each["answers"] for each in part["hosts"]),
-        "server": lambda: part["shared"] or part["standby"],
+        "server": lambda: part["shared"] or part["standby"] or part["read_only"],
         "rights": lambda: any(each["needed"] and not each["has"] for each in part["rights"]),
         "lock": lambda: part["blocker"],
         "migrations": lambda: part["faults"] or part["unknown"],
@@ -74,7 +74,8 @@ def _server(part: Document) -> Iterator[str]:
         if part["pooled"]
         else "direct"
     )
-    yield f"PostgreSQL {part['version']}, {way}, {'a standby' if part['standby'] else 'a primary'}"
+    reading = ", a session that may only read" if part["read_only"] else ""
+    yield f"PostgreSQL {part['version']}, {way}, {'a standby' if part['standby'] else 'a primary'}{reading}"
 
 
 def _rights(part: Document) -> Iterator[str]:

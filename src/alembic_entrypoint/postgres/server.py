@@ -19,6 +19,20 @@ SHARED = (
     "DATABASE_URL can stay as it is."
 )
 
+_ANOTHER_ROLE = "or set ALEMBIC_ENTRYPOINT_DATABASE_URL to a role that may write."
+_DISK = "Some services set it while a disk is full: make room first."
+#: What ends it, by where `default_transaction_read_only` comes from, in the words of pg_settings.
+_WRITABLE = {
+    "user": f"ALTER ROLE {{role}} RESET default_transaction_read_only; {_ANOTHER_ROLE}",
+    "database user": (
+        f"ALTER ROLE {{role}} IN DATABASE {{database}} RESET default_transaction_read_only; {_ANOTHER_ROLE}"
+    ),
+    "database": f"ALTER DATABASE {{database}} RESET default_transaction_read_only; {_DISK}",
+    "global": f"ALTER ROLE ALL RESET default_transaction_read_only; {_DISK}",
+    "client": "take it out of the URL's options, or out of PGOPTIONS.",
+}
+_WRITABLE_SERVER = f"ALTER SYSTEM SET default_transaction_read_only = off; SELECT pg_reload_conf(); {_DISK}"
+
 
 @dataclass(frozen=True)
 class Server:
@@ -27,11 +41,17 @@ class Server:
     version: str
     number: int
     is_pooled: bool
+    is_read_only: bool
 
     @property
     def major(self) -> int:
         """PostgreSQL's major version."""
         return self.number // 10000
+
+    @property
+    def may_lock(self) -> bool:
+        """Tell whether to lock before it is known that there is something to do: not in vain, or for nothing."""
+        return not (self.is_pooled or self.is_read_only)
 
 
 def examine(connection: psycopg.Connection[Any]) -> Server:
@@ -55,7 +75,27 @@ def examine(connection: psycopg.Connection[Any]) -> Server:
             "Upgrade the server."
         )
     plain = re.match(r"[\d.]+", version)
-    return Server(plain[0] if plain else version, number, is_pooled(connection))
+    row = connection.execute(
+        "SELECT pg_catalog.pg_backend_pid(), pg_catalog.current_setting('transaction_read_only') = 'on'"
+    ).fetchone()
+    assert row is not None
+    return Server(plain[0] if plain else version, number, row[0] != connection.info.backend_pid, row[1])
+
+
+def why_read_only(connection: psycopg.Connection[Any]) -> str | None:
+    """Say why a session on a primary may only read, and the way out; None where it may write. Page: pg_settings."""
+    row = connection.execute(
+        "SELECT source, pg_catalog.quote_ident(session_user), pg_catalog.quote_ident(pg_catalog.current_database()) "
+        "FROM pg_catalog.pg_settings WHERE name = 'default_transaction_read_only' AND setting = 'on'"
+    ).fetchone()
+    if row is None:
+        return None
+    source, role, database = row
+    return (
+        f"The server lets this session only read: default_transaction_read_only is on, set by {source}. A migration "
+        "would fail, and nothing could be recorded. Nothing was changed.\n"
+        f"What ends it: {_WRITABLE.get(source, _WRITABLE_SERVER).format(role=role, database=database)}"
+    )
 
 
 def is_pooled(connection: psycopg.Connection[Any]) -> bool:

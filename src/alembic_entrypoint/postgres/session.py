@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import psycopg
+from psycopg.pq import ConnStatus
 
 #: For every session of ours on the target. Milliseconds, but for the keepalives, which are seconds.
 ALIVE: Mapping[str, str] = {
@@ -36,11 +37,10 @@ def apply(connection: psycopg.Connection[Any], settings: Mapping[str, str]) -> f
     try:
         connection.execute(_SET, [list(settings), list(settings.values())])
         return frozenset()
-    except psycopg.OperationalError:
-        raise
-    except psycopg.Error as error:
+    except psycopg.Error:
+        # Not by its class: a setting that cannot be changed now (55P02) is an OperationalError, too.
+        if connection.pgconn.status != ConnStatus.OK:
+            raise
         if len(settings) == 1:
             return frozenset(settings)
-        if connection.closed:
-            raise error
     return frozenset().union(*(apply(connection, {name: value}) for name, value in settings.items()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import weakref
 from collections.abc import Callable, Generator, Mapping
@@ -14,6 +15,8 @@ from alembic_entrypoint.worker.messages import HOLDER_CHECK, LOCK_B, LOCK_CLASS
 
 #: Statements to run and the rows they gave: written once, driven by each driver in its own way.
 Steps = Generator[str, Any, None]
+#: What makes every text that asyncpg is asked another one.
+_ASKED = itertools.count()
 
 
 class FenceError(BaseException):
@@ -113,6 +116,9 @@ def ask(connection: Any, statement: str) -> Any:
 
     `connection` is SQLAlchemy's, whose own execute would begin a transaction.
     """
+    if connection.dialect.driver == "asyncpg":
+        # It would keep the statement prepared, and so would SQLAlchemy, and neither hears of a `DISCARD ALL`.
+        statement = f"{statement} -- {next(_ASKED)}"
     cursor = connection.connection.cursor()
     try:
         cursor.execute(statement)

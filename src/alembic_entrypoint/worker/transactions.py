@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Engine, ExceptionContext
 from sqlalchemy.engine.default import DefaultDialect
 
 from alembic_entrypoint.worker.connections import FenceError, Policy, ask, setting_statement
@@ -19,7 +20,10 @@ TRANSACTION = "alembic_entrypoint.transaction"
 _TIMEOUT = "alembic_entrypoint.lock_timeout"
 #: The number of the transaction that is under way, by which `pg_xact_status` knows it afterwards.
 _NUMBER = "pg_catalog.pg_current_xact_id()::text"
-_CONCURRENTLY = re.compile(r"\b(INDEX|DETACH)\b.*\bCONCURRENTLY\b", re.IGNORECASE | re.DOTALL)
+#: What gives up half-way. `REFRESH … CONCURRENTLY` is one transaction, and goes without leaving anything.
+_CONCURRENTLY = re.compile(r"\b(INDEX|REINDEX|DETACH)\b.*\bCONCURRENTLY\b", re.IGNORECASE | re.DOTALL)
+#: What makes the server forget what was prepared.
+_FORGETTING = re.compile(r"\b(DISCARD|DEALLOCATE)\b.*\bALL\b", re.IGNORECASE | re.DOTALL)
 
 
 def keep_read_only() -> None:
@@ -71,6 +75,8 @@ class Fence:
                 # No transaction holds a share, and what ran before may have dropped the session's.
                 self.hold(connection)
                 self._work.went_unseen("ran statements outside of a transaction, which keeps each at once")
+            if _FORGETTING.search(statement):
+                _prepare_no_more(connection)
             if _CONCURRENTLY.search(statement):
                 # With a lock timeout it leaves an INVALID index where it would have been built; without, the others
                 # wait a millisecond [R12].
@@ -81,6 +87,12 @@ class Fence:
         def after(connection: Connection, *_: Any) -> None:
             if timeout := connection.info.pop(_TIMEOUT, None):
                 ask(connection, f"SET lock_timeout = '{timeout}'")
+
+        @event.listens_for(Engine, "handle_error")
+        def failed(context: ExceptionContext) -> None:
+            with suppress(Exception):  # in a transaction the rollback does it, and a lost connection needs none
+                if context.connection is not None:
+                    after(context.connection)
 
         @event.listens_for(Engine, "commit")
         def commit(connection: Connection) -> None:
@@ -147,6 +159,13 @@ class Fence:
 def is_autocommit(connection: Connection) -> bool:
     """Tell whether each statement is a transaction of its own, as in Alembic's `autocommit_block()`."""
     return bool(getattr(connection.connection.dbapi_connection, "autocommit", False))
+
+
+def _prepare_no_more(connection: Connection) -> None:
+    """Have psycopg name nothing that it had prepared: most of its versions go on with that after a `DISCARD ALL`."""
+    driver_connection: Any = connection.connection.driver_connection
+    if hasattr(driver_connection, "prepare_threshold"):
+        driver_connection.prepare_threshold = None
 
 
 def _quoted(text: str) -> str:

@@ -133,20 +133,22 @@ def granted_at_once(url: str) -> int:
 def test_the_check_alone_never_lets_two_through(watched: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     server = watched.server
     assert isinstance(server, Server)
-    monkeypatch.setattr(lock, "is_pooled", lambda _: False)  # the probe only words the refusal [R8]
+    monkeypatch.setattr(lock, "_refuse_shared", lambda *_: None)  # the probe only words the refusal [R8]
     with pgbouncer(server, "transaction", default_pool_size=4) as pooler:
         url = pooler.url_for(watched.name)
         with load(url):
             granted = [granted_at_once(url) for _ in range(rounds(200, 20))]
+        left = advisory_locks(watched)
     alone = sum(bool(each) for each in granted)
     measured("Transaction pooling", rounds=len(granted), granted=alone, both=granted.count(2))
     assert granted.count(2) == 0
+    assert left == 0, "what was taken is given back, also in vain"
 
 
 def test_without_the_check_both_are_let_through(watched: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     server = watched.server
     assert isinstance(server, Server)
-    monkeypatch.setattr(lock, "is_pooled", lambda _: False)
+    monkeypatch.setattr(lock, "_refuse_shared", lambda *_: None)
     monkeypatch.setattr(lock, "HOLDER_CHECK", "SELECT true FROM pg_catalog.pg_backend_pid() AS l(pid) WHERE true")
     with pgbouncer(server, "transaction", default_pool_size=1) as pooler:
         url = pooler.url_for(watched.name)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import psycopg
 import pytest
+from test_signal_moments import ASYNC_ENV, DRIVERS, address
 from witness import (
     PER_MIGRATION,
     SETTINGS,
@@ -23,9 +25,10 @@ from witness import (
 
 from alembic_entrypoint.address import parse
 from alembic_entrypoint.lock import locked
+from alembic_entrypoint.worker.messages import LOCK_A, LOCK_CLASS
 from commands import Running, started
-from projects import Project
-from servers import Database, Server, own_server, standby_of, wait_until
+from projects import ENV, Project, project
+from servers import Database, Server, fresh_database, own_server, standby_of, wait_until
 
 pytestmark = pytest.mark.faults
 
@@ -196,6 +199,36 @@ def test_a_failover_ends_the_migrator_and_the_next_one_goes_on(tmp_path: Path) -
         assert recorded(standby) == ["r2"]
 
 
+@contextmanager
+def holding(database: Database) -> Iterator[None]:
+    """Keep others waiting for the lock within the block, or until the server goes away."""
+    with database.connect() as holder:
+        holder.execute("SELECT pg_advisory_lock(%s, %s)", [LOCK_CLASS, LOCK_A])
+        yield
+
+
+def test_who_waits_for_lock_or_head_goes_on_with_the_promoted_standby(tmp_path: Path) -> None:
+    """Every host of the URL is asked again, and not only the one that answered first."""
+    tree = witnessed(tmp_path, 1, seconds=0)
+    with primary_and_standby() as (primary, standby):
+        both = f"127.0.0.1:{primary.server.port},127.0.0.1:{standby.server.port}"
+        # Without a ledger it looks first, and what is said last is that it waits.
+        env = {"DATABASE_URL": f"postgresql://postgres@{both}/postgres", "ALEMBIC_ENTRYPOINT_LEDGER": "off"}
+        with (
+            holding(primary),
+            started(tree.folder, "migrate", env=env, name="migrates") as migrates,
+            started(tree.folder, "await", "head", env=env, name="awaits") as awaits,
+        ):
+            wait_until(lambda: migrates.has("lock.waiting") and awaits.has("head.awaited"), 60)
+            take_over(primary, standby)
+            results = [migrates.end(60), awaits.end(60)]
+        assert [each.code for each in results] == [0, 0], [each.stderr for each in results]
+        assert (
+            results[0].named("lock.acquired")[0]["database"].startswith(f"postgres at 127.0.0.1:{standby.server.port}")
+        )
+        assert recorded(standby) == ["r1"]
+
+
 TIMEOUTS = (
     "statement_timeout",
     "lock_timeout",
@@ -205,15 +238,30 @@ TIMEOUTS = (
 )
 
 
-def impatient(database: Database) -> None:
-    """Set every timeout of a second that an administrator can, on role and database."""
+#: How an administrator sets a timeout: for a database, a role, or a role in a database.
+WAYS = ("DATABASE {0}", "ROLE owner_{0}", "ROLE owner_{0} IN DATABASE {0}")
+
+
+@pytest.fixture
+def owned(watched_server: Server, watched: Database) -> Iterator[Database]:
+    """Give a database with an owner of its own."""
+    watched_server.execute(f"CREATE ROLE owner_{watched.name} LOGIN")
+    watched_server.execute(f"ALTER DATABASE {watched.name} OWNER TO owner_{watched.name}")
+    yield watched
+    watched_server.execute(f"DROP DATABASE {watched.name} WITH (FORCE)")
+    watched_server.execute(f"DROP ROLE owner_{watched.name}")
+
+
+def impatient(database: Database, way: str, driver: str) -> dict[str, str]:
+    """Set every timeout of a second that an administrator can, and say where the owner migrates."""
     for name in TIMEOUTS:
-        database.execute(f"ALTER DATABASE {database.name} SET {name} = '1s'")
+        database.execute(f"ALTER {way.format(database.name)} SET {name} = '1s'")
+    url = database.url.replace("//postgres@", f"//owner_{database.name}@")
+    return {"DATABASE_URL": url.replace("postgresql://", f"postgresql+{driver}://")}
 
 
-def wait_in_line(tree: Project, database: Database, env: dict[str, str]) -> tuple[int, int]:
+def wait_in_line(tree: Project, env: dict[str, str]) -> tuple[int, int]:
     """Let one wait while another holds the lock for longer than the timeouts; give how both ended."""
-    env = {"DATABASE_URL": database.url, **env}
     with started(tree.folder, "migrate", env=env, name="first") as first:
         wait_until(lambda: first.has("lock.acquired"), 60)
         with started(tree.folder, "migrate", env=env, name="second") as second:
@@ -224,21 +272,64 @@ def wait_in_line(tree: Project, database: Database, env: dict[str, str]) -> tupl
 IDLE = "import time\ntime.sleep(3)\nop.execute('SELECT pg_sleep(2)')\nop.execute('CREATE TABLE t1 ()')"
 
 
-def test_an_administrators_timeouts_end_neither_lock_nor_wait(tmp_path: Path, watched: Database) -> None:
-    tree = witnessed(tmp_path, 0)
+@pytest.mark.parametrize(("way", "driver"), list(zip(WAYS, DRIVERS, strict=True)))
+def test_an_administrators_timeouts_end_neither_lock_nor_wait(
+    tmp_path: Path, owned: Database, way: str, driver: str
+) -> None:
+    tree = witnessed(tmp_path, 0, env=ASYNC_ENV if driver == "asyncpg" else ENV)
     tree.add("r1", IDLE)
-    impatient(watched)
-    assert wait_in_line(tree, watched, {}) == (0, 0)
-    assert recorded(watched) == ["r1"]
+    assert wait_in_line(tree, impatient(owned, way, driver)) == (0, 0)
+    assert recorded(owned) == ["r1"]
 
 
-def test_without_our_own_timeouts_the_administrators_end_the_lock(tmp_path: Path, watched: Database) -> None:
+def test_without_our_own_timeouts_the_administrators_end_the_lock(tmp_path: Path, owned: Database) -> None:
     tree = witnessed(tmp_path, 0)
     tree.add("r1", IDLE)
-    impatient(watched)
-    place = tmp_path / "bare"
-    place.mkdir()
-    (place / "sitecustomize.py").write_text(
-        "from alembic_entrypoint import act, lock\nlock.SESSION = {'lock_timeout': '0'}\nact.ALIVE = {}\n"
-    )
-    assert wait_in_line(tree, watched, {"PYTHONPATH": str(place)}) != (0, 0)
+    env = {**impatient(owned, WAYS[0], "psycopg"), **off(tmp_path, "timeouts")}
+    assert wait_in_line(tree, env) != (0, 0)
+
+
+#: env.py as it is, but that it connects only when the test lets it.
+HELD_BACK = """
+import os, time
+open("here", "w").close()
+while not os.path.exists("go"):
+    time.sleep(0.02)
+"""
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[Server]:
+    """Give a server with room for a few sessions."""
+    settings = {"max_connections": "6", "max_wal_senders": "0", "superuser_reserved_connections": "0"}
+    with own_server(18, settings) as server:
+        yield server
+
+
+def code_without_a_slot(folder: Path, server: Server, driver: str, **extra: str) -> int:
+    """Fill the server before the worker connects, and make room when it has tried often; give how it ended."""
+    tree = project(folder, env=HELD_BACK + (ASYNC_ENV if driver == "asyncpg" else ENV))
+    tree.add_line(1)
+    with (
+        fresh_database(server) as database,
+        ExitStack() as others,
+        started(folder, "migrate", env={**address(database, driver), **extra}) as run,
+    ):
+        wait_until(lambda: (folder / "here").exists(), 60)
+        with suppress(psycopg.OperationalError):
+            while True:
+                others.enter_context(server.connect())
+        enough = server.log.count("too many clients") + 5
+        (folder / "go").touch()
+        wait_until(lambda: server.log.count("too many clients") > enough or run.process.poll() is not None, 60)
+        others.close()
+        return run.end(60).code
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_worker_that_finds_no_free_session_waits_for_one(tmp_path: Path, small: Server, driver: str) -> None:
+    assert code_without_a_slot(tmp_path, small, driver) == 0
+
+
+def test_a_worker_that_does_not_wait_for_a_session_fails(tmp_path: Path, small: Server) -> None:
+    assert code_without_a_slot(tmp_path, small, "psycopg", **off(tmp_path, "connecting again")) != 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import socket
 import time
 from pathlib import Path
 
+import psycopg
 import pytest
 from witness import SETTINGS, has_witness, in_rounds, prepare, witnessed
 
@@ -17,38 +19,61 @@ pytestmark = pytest.mark.faults
 BLOCKED = "op.execute('ALTER TABLE busy ADD COLUMN more int')"
 
 
-def test_a_blocked_migration_is_retried_and_names_who_blocks_it(tmp_path: Path, watched: Database) -> None:
+TIMEOUT = 1.5
+
+
+@pytest.mark.parametrize("timeout", [TIMEOUT, 0])
+def test_a_blocked_migration_stalls_the_tables_users_no_longer_than_the_timeout(
+    tmp_path: Path, watched: Database, timeout: float
+) -> None:
+    """And is tried again, naming who blocks it. Switched off, it stalls them for as long as that takes."""
     tree = witnessed(tmp_path, 1, seconds=0)
     tree.add("r2", BLOCKED, down="r1")
     watched.execute("CREATE SCHEMA app; CREATE TABLE app.busy (id int)")
     watched.execute(f"ALTER DATABASE {watched.name} SET search_path = app, public")
     env = {
         "DATABASE_URL": watched.url,
-        "ALEMBIC_ENTRYPOINT_DDL_LOCK_TIMEOUT": "1.5",
+        "ALEMBIC_ENTRYPOINT_DDL_LOCK_TIMEOUT": str(timeout),
         "ALEMBIC_ENTRYPOINT_IGNORE": "app.busy",
     }
     with watched.connect(application_name="a long report") as report, started(tree.folder, "migrate", env=env) as run:
         report.execute("BEGIN; SELECT * FROM app.busy")
-        wait_until(lambda: run.has("migration.retried"), 30)
-        # While it queues it stalls the others no longer than the timeout; between tries, not at all.
-        began = time.monotonic()
-        watched.execute("INSERT INTO app.busy VALUES (1)")
-        assert time.monotonic() - began < 1.5 + 5.0
+        queues = "SELECT count(*) FROM pg_locks WHERE relation = 'app.busy'::regclass AND NOT granted"
+        wait_until(lambda: watched.query(queues) == [(1,)], 60)
+        elapsed = seconds_to_insert(watched, limit=2 * TIMEOUT)
+        assert (elapsed is None) is (timeout == 0), elapsed
+        assert elapsed is None or elapsed < timeout + 1.0
+        wait_until(lambda: run.has("migration.retried" if timeout else "migration.blocked"), 30)
         report.execute("COMMIT")
         result = run.end(60)
     assert result.code == 0, result.stderr
     assert "'a long report'" in result.named("migration.blocked")[0]["blocker"]
-    assert "'a long report'" in result.named("migration.retried")[0]["blocker"]
+    assert bool(result.named("migration.retried")) is bool(timeout)
 
 
-def test_when_the_retries_are_used_up_it_ends_with_75_naming_the_blocker(tmp_path: Path, watched: Database) -> None:
+def seconds_to_insert(database: Database, limit: float) -> float | None:
+    """Write a row, as the table's users do; None where that takes longer than the limit, in seconds."""
+    with database.connect() as user:
+        user.execute(f"SET statement_timeout = '{limit}s'")
+        began = time.monotonic()
+        try:
+            user.execute("INSERT INTO app.busy VALUES (1)")
+        except psycopg.errors.QueryCanceled:
+            return None
+        return time.monotonic() - began
+
+
+def test_when_the_retries_are_used_up_it_ends_with_75_and_each_has_named_the_blocker(
+    tmp_path: Path, watched: Database
+) -> None:
+    """However short the timeout is."""
     tree = witnessed(tmp_path, 1, seconds=0)
     tree.add("r2", BLOCKED, down="r1")
     watched.execute("CREATE TABLE busy (id int)")
     env = {
         "DATABASE_URL": watched.url,
-        "ALEMBIC_ENTRYPOINT_DDL_LOCK_TIMEOUT": "1.2",
-        "ALEMBIC_ENTRYPOINT_DDL_RETRIES": "0",
+        "ALEMBIC_ENTRYPOINT_DDL_LOCK_TIMEOUT": "0.3",
+        "ALEMBIC_ENTRYPOINT_DDL_RETRIES": "2",
         "ALEMBIC_ENTRYPOINT_IGNORE": "public.busy",
     }
     with watched.connect(application_name="a long report") as report, started(tree.folder, "migrate", env=env) as run:
@@ -57,11 +82,22 @@ def test_when_the_retries_are_used_up_it_ends_with_75_naming_the_blocker(tmp_pat
     assert result.code == 75, result.stderr
     assert "It was blocked by pid" in result.message
     assert "'a long report'" in result.message
+    retried = result.named("migration.retried")
+    assert ["'a long report'" in str(each["blocker"]) for each in retried] == [True, True], retried
     assert watched.query("SELECT to_regclass('alembic_version')") == [(None,)]
 
 
+# Longer than two heartbeats, and than the wait for the lock.
+BUILD = """
+op.execute(f"SELECT witness({os.getpid()}, 'r1')")
+op.execute("CREATE TABLE many AS SELECT id, repeat('x', 1000) FROM generate_series(1, 6000) AS id")
+op.execute(f"CREATE INDEX many_id ON many (slow(id, {os.getpid()}))")
+"""
+
+
 def test_a_replica_that_gives_up_names_the_holder_and_how_to_end_it(tmp_path: Path, watched: Database) -> None:
-    tree = witnessed(tmp_path, 1, seconds=60)
+    tree = witnessed(tmp_path, 0)
+    tree.add("r1", BUILD, head="import os")
     env = {"DATABASE_URL": watched.url, "ALEMBIC_ENTRYPOINT_IMAGE": "v7"}
     with started(tree.folder, "migrate", env=env, name="first") as first:
         wait_until(lambda: has_witness(watched, "r1"), 60)
@@ -69,13 +105,22 @@ def test_a_replica_that_gives_up_names_the_holder_and_how_to_end_it(tmp_path: Pa
             tree.folder, "migrate", env={**env, "ALEMBIC_ENTRYPOINT_LOCK_WAIT": "13"}, name="second"
         ) as second:
             result = second.end(60)
-        assert any(each.get("statement_age") for each in first.events if each["event"] == "migration.running")
+        beat = next(each for each in first.events if each["event"] == "migration.running")
     assert result.code == 75
     pid = re.search(r"SELECT pg_terminate_backend\((\d+)\);", result.message)
     assert pid, result.message
-    assert f"pid {pid[1]} 'alembic-entrypoint locking " in result.message
-    assert " v7'" in result.message
-    assert len(result.named("lock.waiting")) == 2, "once for the holder, and again after ten seconds"
+    name = f"alembic-entrypoint locking {socket.gethostname()} v7"[:63]
+    waits = result.named("lock.waiting")
+    assert len(waits) == 2, "once for the holder, and again after ten seconds"
+    for each in waits:
+        who = rf"pid {pid[1]} '{re.escape(name)}' from 127\.0\.0\.1, (idle|active), connected for \d+ s"
+        assert re.fullmatch(who, each["holder"])
+        assert re.fullmatch(r"(runs|ran last), since \d+ s: \w.+", each["doing"])
+        assert re.search(who, result.message)
+    assert (beat["revision"], beat["n"], beat["of"]) == ("r1", 1, 1)
+    assert beat["elapsed"] >= 5.0, "the worker has looked before, and the first beat comes ten seconds after it began"
+    assert 0.0 < beat["statement_age"] <= beat["elapsed"]
+    assert re.fullmatch(r"building index: scanning table, \d+ %", beat["progress"])
 
 
 def test_a_replica_with_nothing_to_do_starts_while_another_migrates(tmp_path: Path, watched: Database) -> None:

@@ -227,17 +227,38 @@ lock.LONGEST = 0.05
 """,
     "polling": """
 from alembic_entrypoint import lock
-one, trying = lock._one, "SELECT pg_catalog.pg_try_advisory_lock("
-def blocking(connection, statement, *values):
-    return one(connection, statement.replace(trying, "SELECT true FROM pg_catalog.pg_advisory_lock("), *values)
-lock._one = blocking
+for name in ("_TAKE", "_TAKE_AND_FREE"):
+    waiting = "(SELECT true FROM pg_catalog.pg_advisory_lock(%s, %s))"
+    setattr(lock, name, getattr(lock, name).replace("pg_catalog.pg_try_advisory_lock(%s, %s)", waiting))
+""",
+    "timeouts": """
+from alembic_entrypoint import act, lock
+lock.SESSION = {"lock_timeout": "0"}
+act.ALIVE = {}
+""",
+    "connecting again": """
+from alembic_entrypoint.worker import drivers
+drivers._may_pass = lambda error: False
+""",
+    "renewal": """
+from alembic_entrypoint.worker import transactions
+transactions.Fence.hold = transactions.Fence.check_migration = lambda self, connection: None
+""",
+    "clearing": """
+from alembic_entrypoint import lock
+lock._await_fence = lambda *_: None
+""",
+    "exemption": """
+import re
+from alembic_entrypoint.worker import transactions
+transactions._CONCURRENTLY = re.compile("(?!)")
 """,
 }
 
 
 def off(folder: Path, *protections: str) -> dict[str, str]:
     """Give the environment in which these protections are missing."""
-    place = folder / ("without_" + "_".join(protections))
+    place = folder / ("without_" + "_".join(protections)).replace(" ", "_")
     place.mkdir(exist_ok=True)
     guarded = "try:\n{}\nexcept ImportError:\n    pass\n"
     texts: Iterable[str] = (guarded.format(_indented(OFF[each])) for each in protections)
