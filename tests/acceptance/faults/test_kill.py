@@ -276,12 +276,12 @@ def test_a_killed_migrators_worker_is_waited_for(tmp_path: Path, watched: Databa
     assert violations(watched) == []
 
 
-def test_without_the_fence_a_killed_migrators_statement_is_seen_beside_the_next(
+def test_without_its_share_a_killed_migrators_statement_is_seen_beside_the_next(
     tmp_path: Path, watched: Database
 ) -> None:
     tree = witnessed(tmp_path, 3, env=PER_MIGRATION, gated=True)
     watched.execute(VERSION_TABLE)
-    outlive_parent(tree, watched, off(tmp_path, "fence", "hearing", "patience"))
+    outlive_parent(tree, watched, off(tmp_path, "share", "hearing", "patience"))
     assert violations(watched)
 
 

@@ -168,31 +168,25 @@ def sessions(database: Database) -> list[str]:
     return [row[0] for row in rows]
 
 
-#: What each protection is, and how it is taken away.
+#: What each protection is, and how it is taken away. The fence is share and check together.
 OFF: Mapping[str, str] = {
-    "fence": """
+    # Shares are taken, but not of what a successor waits for.
+    "share": """
 from alembic_entrypoint.worker import connections, transactions
-def no_fence(token, session):
-    yield connections.setting_statement(session)
-connections.fence_steps = no_fence
-transactions.Fence.hold = transactions.Fence.check_migration = lambda self, connection: None
+connections.LOCK_B = transactions.LOCK_B = 3
 """,
     "check": """
+from alembic_entrypoint import lock
 from alembic_entrypoint.worker import connections, transactions
-connections.check_steps = lambda token: iter(())
-from alembic_entrypoint.worker import messages
-transactions.HOLDER_CHECK = connections.HOLDER_CHECK = "SELECT true, current_setting('application_name') -- %(token)s"
+lock.HOLDER_CHECK = connections.HOLDER_CHECK = transactions.HOLDER_CHECK = (
+    "SELECT true, current_setting('application_name') FROM pg_backend_pid() AS l(pid) WHERE %(token)s <> 0"
+)
 transactions.Fence.check_migration = lambda self, connection: None
 """,
     "lock": """
 from alembic_entrypoint import lock
 lock.LOCK_A = __import__("os").getpid()
 lock._await_fence = lambda *_: None
-lock.HOLDER_CHECK = "SELECT true FROM pg_locks AS l WHERE true"
-from alembic_entrypoint.worker import connections, transactions
-connections.check_steps = lambda token: iter(())
-transactions.HOLDER_CHECK = "SELECT true, current_setting('application_name') -- %(token)s"
-transactions.Fence.check_migration = lambda self, connection: None
 """,
     # Not a protection but its absence at the worst moment: a worker that does not notice that its parent is gone.
     "hearing": """
