@@ -59,7 +59,7 @@ VERSION_TABLE = "CREATE TABLE alembic_version (version_num varchar(32) PRIMARY K
 SLOW_RECORDING = """
 CREATE FUNCTION recording() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-  PERFORM witness(coalesce(nullif(current_setting('test.worker', true), ''), '0')::int, TG_ARGV[0], 0.1);
+  PERFORM witness(coalesce(nullif(current_setting('test.worker', true), ''), '0')::int, TG_ARGV[0], 0.2);
   RETURN NEW;
 END $$;
 CREATE TRIGGER recording BEFORE INSERT OR UPDATE ON alembic_version
