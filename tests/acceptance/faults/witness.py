@@ -67,7 +67,6 @@ CREATE TRIGGER recording BEFORE INSERT OR UPDATE ON alembic_version
 CREATE CONSTRAINT TRIGGER commit AFTER INSERT OR UPDATE ON alembic_version
   DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION recording('commit');
 """
-
 PER_MIGRATION = ENV.replace("connection=connection)", "connection=connection, transaction_per_migration=True)")
 
 WITNESS = (
@@ -75,9 +74,14 @@ WITNESS = (
 )
 
 
+#: The part of all rounds that is run, a tenth unless told.
+PART = float(os.environ.get("FAULT_ROUNDS") or 0.1)
+HAS_ALL_ROUNDS = PART >= 1
+
+
 def rounds(full: int, least: int = 1) -> int:
-    """Scale a number of rounds by FAULT_ROUNDS, a tenth unless told."""
-    return max(least, math.ceil(full * float(os.environ.get("FAULT_ROUNDS") or 0.1)))
+    """Give that part of a number of rounds."""
+    return max(least, math.ceil(full * PART))
 
 
 def witnessed(
@@ -187,6 +191,11 @@ transactions.Fence.check_migration = lambda self, connection: None
 from alembic_entrypoint import lock
 lock.LOCK_A = __import__("os").getpid()
 lock._await_fence = lambda *_: None
+""",
+    # What tells shared sessions before anything is locked; under load it cannot always [R8].
+    "probe": """
+from alembic_entrypoint import lock
+lock._refuse_shared = lambda *_: None
 """,
     # Not a protection but its absence at the worst moment: a worker that does not notice that its parent is gone.
     "hearing": """
