@@ -67,7 +67,14 @@ CREATE TRIGGER recording BEFORE INSERT OR UPDATE ON alembic_version
 CREATE CONSTRAINT TRIGGER commit AFTER INSERT OR UPDATE ON alembic_version
   DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION recording('commit');
 """
-PER_MIGRATION = ENV.replace("connection=connection)", "connection=connection, transaction_per_migration=True)")
+
+
+def committing_each(env: str) -> str:
+    """Make an `env.py` of another, which commits after each migration."""
+    return env.replace("connection=connection)", "connection=connection, transaction_per_migration=True)")
+
+
+PER_MIGRATION = committing_each(ENV)
 
 WITNESS = (
     "op.execute(f\"SELECT set_config('test.worker', '{{os.getpid()}}', false), witness({{os.getpid()}}, '{}', {})\")"
