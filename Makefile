@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python $(WORKERS)
 SOURCES := $(shell find src entrypoint -type f -not -name '*.pyc' 2>/dev/null) pyproject.toml README.md
 FAULTS := tests/acceptance/faults
 ALONE := $(FAULTS)/test_signal_moments.py $(FAULTS)/test_stampede.py
-TREES := tests/acceptance/test_round_trip.py tests/integration/schema/test_mutations_live.py
+SEARCHES := tests/acceptance/test_round_trip.py tests/integration/schema/test_mutations_live.py tests/integration/test_lock.py
 PURE := */decide.py,*/facts.py,*/candidates.py,*/comparison.py,*/settings.py,*/address.py,*/postgres/answers.py,*/schema/difference.py,*/schema/wording.py,*/diagnosis/drawing.py
 
 .PHONY: demo test test-unit test-all test-extra test-containers test-faults test-newest test-lowest faults lint types bench image clean
@@ -59,13 +59,13 @@ test-faults:
 
 # What was counted stands at the end of each of the two. A file's tests do not run beside each other, and those that
 # need the machine for themselves run alone: a hundred replicas, and signals that must be heard within two seconds. With
-# all rounds every random tree and every change of a schema is tried, too.
+# all rounds every random tree, every change of a schema and every order of lock and fence is tried, too.
 faults: export FAULT_ROUNDS ?= 1
 faults: $(VENV)/installed
 	bash tests/install-extra.sh
 	$(PYTEST) --dist loadfile -m faults $(FAULTS) $(ALONE:%=--ignore=%)
 	$(BIN)/python -m pytest -m faults $(ALONE)
-	$(if $(filter 1,$(FAULT_ROUNDS)),$(PYTEST) $(TREES))
+	$(if $(filter 1,$(FAULT_ROUNDS)),$(PYTEST) $(SEARCHES))
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -34,10 +34,13 @@ else:
     run_online()
 """
 
-#: The same, with a transaction for each migration.
-PER_MIGRATION = ENV.replace(
-    "configure(connection=connection)", "configure(connection=connection, transaction_per_migration=True)"
-)
+
+def committing_each(env: str) -> str:
+    """Make an `env.py` of another, which commits after each migration."""
+    return env.replace("connection=connection)", "connection=connection, transaction_per_migration=True)")
+
+
+PER_MIGRATION = committing_each(ENV)
 
 INI = """
 [alembic]

@@ -246,7 +246,7 @@ def after_loss(lost: LockLost, target: Target, progress: Progress) -> Ended:
 def _kept_as_seen_anew(target: Target, progress: Progress) -> Kept | None:
     """Look with a new session, and end what is still under way; None where the server cannot tell."""
     try:
-        with connected(target.address, ENDING) as connection:
+        with connected(target.whole, ENDING) as connection:
             return what_is_kept(connection, progress, ENDING, ends=True)
     except (Ended, psycopg.Error):
         return None

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
-import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
-from witness import has_witness, measured, recorded, rounds, violations, witnessed
+from witness import HAS_ALL_ROUNDS, has_witness, measured, off, recorded, rounds, until_seen, violations, witnessed
 
-from alembic_entrypoint import lock
-from alembic_entrypoint.address import parse
-from alembic_entrypoint.errors import Ended
-from commands import started
+from commands import environment, started
 from projects import ENV, project
 from servers import Database, Pooler, Server, pgbouncer, wait_until
 
@@ -31,7 +34,10 @@ def pooled(database: Database, pooler: Pooler) -> str:
 
 
 def advisory_locks(database: Database) -> int:
-    rows = database.query("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+    rows = database.query(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' "
+        "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
     return int(rows[0][0])
 
 
@@ -41,12 +47,11 @@ def test_through_session_pooling_one_of_four_migrates(tmp_path: Path, watched: D
     assert isinstance(server, Server)
     with pgbouncer(server, "session", default_pool_size=40) as pooler:
         env = {"DATABASE_URL": pooled(watched, pooler)}
-        with (
-            started(tree.folder, "run", "true", env=env, name="1") as first,
-            started(tree.folder, "run", "true", env=env, name="2") as second,
-            started(tree.folder, "run", "true", env=env, name="3") as third,
-        ):
-            assert [run.end(90).code for run in (first, second, third)] == [0, 0, 0]
+        with ExitStack() as stack:
+            runs = [stack.enter_context(started(tree.folder, "run", "true", env=env, name=str(n))) for n in range(4)]
+            results = [run.end(90) for run in runs]
+        assert [each.code for each in results] == [0] * 4
+        assert sum(bool(each.named("schema.upgraded")) for each in results) == 1
     assert recorded(watched) == ["r2"]
     assert violations(watched) == []
     wait_until(lambda: advisory_locks(watched) == 0, 5)
@@ -87,12 +92,14 @@ def test_a_current_database_is_started_on_through_a_transaction_pooler(tmp_path:
 
 
 @contextmanager
-def load(url: str, clients: int = 6) -> Iterator[None]:
+def load(url: str, clients: int = 4) -> Iterator[None]:
     """Keep the pooler's sessions changing hands."""
-    over = threading.Event()
+    over, ready = threading.Event(), threading.Barrier(clients + 1, timeout=30)
 
     def client() -> None:
         with suppress(psycopg.Error), psycopg.connect(url, autocommit=True, prepare_threshold=None) as connection:
+            connection.execute("SELECT 1")
+            ready.wait()
             while not over.is_set():
                 connection.execute("SELECT pg_sleep(0.002)")
 
@@ -100,6 +107,7 @@ def load(url: str, clients: int = 6) -> Iterator[None]:
     for thread in threads:
         thread.start()
     try:
+        ready.wait()
         yield
     finally:
         over.set()
@@ -107,49 +115,78 @@ def load(url: str, clients: int = 6) -> Iterator[None]:
             thread.join()
 
 
-def granted_at_once(url: str) -> int:
-    """Let two ask for the lock at once; give the most that held it at the same time."""
-    held: list[int] = []
-    most: list[int] = [0]
-    ready = threading.Barrier(2)
-
-    def ask() -> None:
-        ready.wait()
-        with suppress(Ended), lock.locked(parse(url), 0.0, 5.0, "alembic-entrypoint locking", lambda _: False):
-            held.append(1)
-            most[0] = max(most[0], len(held))
-            over = time.monotonic() + 0.02
-            wait_until(lambda: time.monotonic() > over, 1)
-            held.pop()
-
-    threads = [threading.Thread(target=ask) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return most[0]
+# What a replica does at the lock, in a process of its own, once for each URL that it is given; it says from when to
+# when it held it.
+ASKING = """
+import json, sys, time
+from contextlib import suppress
+from alembic_entrypoint import lock
+from alembic_entrypoint.address import parse
+from alembic_entrypoint.errors import Ended
+for url in sys.stdin:
+    held = []
+    with suppress(Ended), lock.locked(parse(url.strip()), 0.0, 5.0, "alembic-entrypoint locking", lambda _: False):
+        held.append(time.monotonic())
+        time.sleep(0.02)
+        held.append(time.monotonic())
+    print(json.dumps(held), flush=True)
+"""
 
 
-def test_the_check_alone_never_lets_two_through(watched: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = watched.server
+@contextmanager
+def two_replicas(env: dict[str, str]) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start two processes that ask for the lock when they are given a URL."""
+    command = [sys.executable, "-c", ASKING]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with ExitStack() as stack:
+        runs = [
+            stack.enter_context(subprocess.Popen(command, env=environment(env), text=True, **pipes)) for _ in range(2)
+        ]
+        stack.callback(lambda: [run.kill() for run in runs])
+        yield runs
+
+
+@dataclass(frozen=True)
+class Round:
+    """How many of two were granted the lock, whether at the same time, and how many locks the pooler still has."""
+
+    granted: int
+    is_both: bool
+    left: int
+
+
+def one_round(replicas: list[subprocess.Popen[str]], database: Database, size: int) -> Round:
+    """Let two ask at once, through a pool of so many sessions that others use, too."""
+    server = database.server
     assert isinstance(server, Server)
-    monkeypatch.setattr(lock, "_refuse_shared", lambda *_: None)  # the probe only words the refusal [R8]
-    with pgbouncer(server, "transaction", default_pool_size=4) as pooler:
-        url = pooler.url_for(watched.name)
-        with load(url):
-            granted = [granted_at_once(url) for _ in range(rounds(200, 20))]
-        left = advisory_locks(watched)
-    alone = sum(bool(each) for each in granted)
-    measured("Transaction pooling", rounds=len(granted), granted=alone, both=granted.count(2))
-    assert granted.count(2) == 0
-    assert left == 0, "what was taken is given back, also in vain"
+    # A pooler of its own: what an earlier round left there would answer for this one.
+    with pgbouncer(server, "transaction", default_pool_size=size) as pooler, load(pooler.url_for(database.name)):
+        for replica in replicas:
+            assert replica.stdin is not None
+            replica.stdin.write(pooler.url_for(database.name) + "\n")
+            replica.stdin.flush()
+        held = [json.loads(replica.stdout.readline()) for replica in replicas if replica.stdout is not None]
+        left = advisory_locks(database)
+    granted = [each for each in held if each]
+    is_both = len(granted) == 2 and max(began for began, _ in granted) < min(ended for _, ended in granted)
+    return Round(len(granted), is_both, left)
 
 
-def test_without_the_check_both_are_let_through(watched: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = watched.server
-    assert isinstance(server, Server)
-    monkeypatch.setattr(lock, "_refuse_shared", lambda *_: None)
-    monkeypatch.setattr(lock, "HOLDER_CHECK", "SELECT true FROM pg_catalog.pg_backend_pid() AS l(pid) WHERE true")
-    with pgbouncer(server, "transaction", default_pool_size=1) as pooler:
-        url = pooler.url_for(watched.name)
-        assert 2 in [granted_at_once(url) for _ in range(40)]
+def test_of_two_that_ask_through_shared_sessions_the_check_alone_never_lets_both_through(
+    tmp_path: Path, watched: Database
+) -> None:
+    with two_replicas(off(tmp_path, "probe")) as replicas:
+        seen = [one_round(replicas, watched, 1 + n % 4) for n in range(rounds(200))]
+    granted = Counter(each.granted for each in seen)
+    left = sum(each.left for each in seen)
+    measured("Transaction pooling", rounds=len(seen), granted=granted, both=0, locks_left=left)
+    assert not any(each.is_both for each in seen)
+    assert left == 0, "what was taken is given back"
+    assert granted[1] or not HAS_ALL_ROUNDS, "nobody got so far that the other one could have followed"
+
+
+def test_without_the_check_both_are_let_through(tmp_path: Path, watched_server: Server) -> None:
+    sizes = cycle((1, 2, 3, 4))
+    with two_replicas(off(tmp_path, "probe", "check")) as replicas:
+        took = until_seen(lambda database: one_round(replicas, database, next(sizes)).is_both, watched_server, 60)
+    measured("Transaction pooling, no check", seen_in_round=took)

@@ -1,19 +1,22 @@
-"""The four scenarios in which a second lock, checked once, let a dead migrator's worker go on [R7].
+"""The four scenarios in which a second lock, checked once, let a dead migrator's worker go on [R7], and a fifth.
 
 A worker whose parent is killed, or whose lock session is terminated, goes on for a moment, here on purpose: it is made
-deaf. It connects late, or anew for each migration, while its successor is already waiting.
+deaf. It connects late, or anew for each migration, while its successor is already waiting. In the fifth it is left
+without a session, so that no share of the fence keeps the successor out: only the check stops what connects then.
 """
 
 from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from witness import (
     PER_MIGRATION,
+    has_witness,
     in_rounds,
     lines_of,
     measured,
@@ -55,9 +58,20 @@ def null_pool(folder: Path, count: int = 7) -> Project:
     """Make migrations that run on a connection of their own each, with none between them."""
     made = witnessed(folder, 1, seconds=0.05, env=PER_MIGRATION)
     for n in range(2, count + 1):
-        body = f"import time\nfor _ in range(3):\n    time.sleep(0.1)\n    with open_one() as own:\n{NOTED}"
-        made.add(f"r{n}", body, down=f"r{n - 1}", head=f"import os\n{OPEN_ONE}")
+        made.add(f"r{n}", anew(3), down=f"r{n - 1}", head=f"import os\n{OPEN_ONE}")
     return made
+
+
+def idle_in_transaction(folder: Path, count: int = 7) -> Project:
+    """Make one migration that connects anew as often, while Alembic's own connection is idle in its transaction."""
+    made = witnessed(folder, 1, seconds=0.05)
+    made.add("r2", anew(3 * count), down="r1", head=f"import os\n{OPEN_ONE}")
+    return made
+
+
+def anew(count: int) -> str:
+    """Write the body of a migration that opens a connection of its own, so often."""
+    return f"import time\nfor _ in range({count}):\n    time.sleep(0.1)\n    with open_one() as own:\n{NOTED}"
 
 
 NOTED = "        own.execute(f\"SELECT witness({os.getpid()}, 'anew', 0.05)\")"
@@ -80,8 +94,21 @@ def terminate_lock_session(run: Running, database: Database) -> None:
     )
 
 
-def one_round(tree: Project, database: Database, end: End, env: dict[str, str], latest: int = 20) -> int:
-    """End the first migrator after some statements, while a second one waits to take over; give its exit code."""
+def kill_parent_and_main_session(run: Running, database: Database) -> None:
+    """Kill the parent, and end the session on which its worker migrates; as after a restart, none holds a share."""
+    wait_until(lambda: has_witness(database, "anew"), 60)
+    run.signal(signal.SIGKILL)
+    database.query(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND application_name LIKE '%% migrating %%' AND state LIKE 'idle in%%'"
+    )
+
+
+@contextmanager
+def taking_over(
+    tree: Project, database: Database, end: End, env: dict[str, str], latest: int = 20
+) -> Iterator[Running]:
+    """End the first migrator after some statements, while a second one waits to take over; give the second one."""
     env = {"DATABASE_URL": database.url, "ALEMBIC_ENTRYPOINT_LOCK_WAIT": "30", **env}
     with (
         started(tree.folder, "migrate", env=env, name=f"{database.name}-first") as first,
@@ -94,18 +121,20 @@ def one_round(tree: Project, database: Database, end: End, env: dict[str, str], 
         wait_until(lambda: len(lines_of(database)) > moment or not is_going(holder), 60)
         end(holder, database)
         holder.end(60)
-        return successor.end(60).code
+        yield successor
 
 
 def is_going(run: Running) -> bool:
     return run.process.poll() is None
 
 
-SCENARIOS = [
-    pytest.param(tree, end, id=f"{tree.__name__}-{end.__name__}")
-    for tree in (late_connect, null_pool)
-    for end in (kill_parent, terminate_lock_session)
-]
+FOUR = [(tree, end) for tree in (late_connect, null_pool) for end in (kill_parent, terminate_lock_session)]
+FIFTH = (idle_in_transaction, kill_parent_and_main_session)
+
+
+def scenarios(for_each_of_four: object, for_the_fifth: object) -> list[tuple[MakeTree, End, object]]:
+    """Give every scenario, each with something that goes with it."""
+    return [*((tree, end, for_each_of_four) for tree, end in FOUR), (*FIFTH, for_the_fifth)]
 
 
 def named(make_tree: MakeTree, end: End) -> str:
@@ -115,13 +144,15 @@ def named(make_tree: MakeTree, end: End) -> str:
 def begins_anew(tree: Project, end: End, server: Server, total: int, folder: Path, scenario: str) -> None:
     """See in so many rounds, every other one with a deaf worker, that a successor never works beside the old worker."""
     deaf = off(folder, "hearing", "watching", "patience")
+    head = f"r{len(list(tree.versions.glob('r*.py')))}"
 
     def round_of(database: Database, n: int) -> tuple[int, int]:
-        code = one_round(tree, database, end, deaf if n % 2 else {})
+        with taking_over(tree, database, end, deaf if n % 2 else {}) as successor:
+            code = successor.end(60).code
         assert violations(database) == []
         # 75: the session that was terminated was the successor's own, which had just taken the lock.
         assert code in (0, 75)
-        assert code == 75 or recorded(database) == ["r7"]
+        assert code == 75 or recorded(database) == [head]
         return len(lines_of(database)), len(workers_of(database))
 
     seen = in_rounds(total, round_of, server, at_once=6)
@@ -131,12 +162,12 @@ def begins_anew(tree: Project, end: End, server: Server, total: int, folder: Pat
     assert taken_over
 
 
-@pytest.mark.parametrize(("make_tree", "end"), SCENARIOS)
+@pytest.mark.parametrize(("make_tree", "end", "full"), scenarios(200, 50))
 def test_no_statement_of_the_old_worker_after_its_successor_began(
-    tmp_path: Path, watched_server: Server, make_tree: MakeTree, end: End
+    tmp_path: Path, watched_server: Server, make_tree: MakeTree, end: End, full: int
 ) -> None:
     tree = make_tree(tmp_path)
-    begins_anew(tree, end, watched_server, rounds(200), tmp_path, named(make_tree, end))
+    begins_anew(tree, end, watched_server, rounds(full, 2), tmp_path, named(make_tree, end))
 
 
 @pytest.mark.extra
@@ -145,13 +176,17 @@ def test_nor_on_postgresql_13(tmp_path: Path, watched13: Server, end: End) -> No
     begins_anew(null_pool(tmp_path), end, watched13, rounds(30), tmp_path, f"PostgreSQL 13, {named(null_pool, end)}")
 
 
-@pytest.mark.parametrize(("make_tree", "end"), SCENARIOS)
-def test_without_the_fence_it_is_seen(tmp_path: Path, watched_server: Server, make_tree: MakeTree, end: End) -> None:
+@pytest.mark.parametrize(("make_tree", "end", "missing"), scenarios(("share", "check"), ("check",)))
+def test_without_the_fence_or_its_check_alone_it_is_seen(
+    tmp_path: Path, watched_server: Server, make_tree: MakeTree, end: End, missing: tuple[str, ...]
+) -> None:
     tree = make_tree(tmp_path, 30)  # long enough that the old worker is not yet done when the new one has started
-    bare = off(tmp_path, "fence", "hearing", "watching", "patience")
+    bare = off(tmp_path, *missing, "hearing", "watching", "patience")
 
     def is_seen(database: Database) -> bool:
-        one_round(tree, database, end, bare, latest=2)
+        with taking_over(tree, database, end, bare, latest=2) as successor:
+            wait_until(lambda: violations(database) or not is_going(successor), 60)
         return bool(violations(database))
 
-    measured("R7 without the fence", scenario=named(make_tree, end), seen_in_round=until_seen(is_seen, watched_server))
+    took = until_seen(is_seen, watched_server)
+    measured("R7, taken away", scenario=named(make_tree, end), missing=" and ".join(missing), seen_in_round=took)

@@ -31,6 +31,7 @@ from servers import Database, fresh_database, own_server, wait_until
 pytestmark = pytest.mark.faults
 
 REPLICAS = 100
+SLOTS = 25
 
 
 class Peak:
@@ -76,29 +77,52 @@ def stampede(tree: Project, database: Database, replicas: int, env: dict[str, st
 
 def test_one_of_a_hundred_upgrades_and_all_start(tmp_path: Path) -> None:
     tree = witnessed(tmp_path, 3)
-    with own_server(18, {**SETTINGS, "max_connections": "25"}) as server:
+    with own_server(18, {**SETTINGS, "max_connections": str(SLOTS)}) as server:
         for _ in range(rounds(10)):
             with fresh_database(server) as database:
                 prepare(database)
                 before = resource.getrusage(resource.RUSAGE_CHILDREN)
                 results, elapsed, peak = stampede(tree, database, REPLICAS, {})
                 after = resource.getrusage(resource.RUSAGE_CHILDREN)
-                assert [each.code for each in results] == [0] * REPLICAS, next(
-                    each.stderr for each in results if each.code
-                )
-                assert sum(bool(each.named("schema.upgraded")) for each in results) == 1
-                assert recorded(database) == ["r3"]
-                assert violations(database) == []
+                assert_one_upgraded_and_all_started(results, database)
+                assert peak, "they were counted"
                 cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
                 locks = sum(bool(each.named("lock.acquired")) for each in results)
                 numbers = {"elapsed": round(elapsed, 1), "cpu": round(cpu, 1), "peak_sessions": peak, "locks": locks}
                 measured("Stampede", replicas=REPLICAS, **numbers)
 
 
+def assert_one_upgraded_and_all_started(results: list[Result], database: Database) -> None:
+    assert {each.code for each in results} == {0}, next(each.stderr for each in results if each.code)
+    assert sum(bool(each.named("schema.upgraded")) for each in results) == 1
+    assert recorded(database) == ["r3"]
+    assert violations(database) == []
+
+
+def test_where_others_leave_two_slots_all_wait_for_one_and_start(tmp_path: Path) -> None:
+    """The one that migrates needs both: one for the lock, one for its worker."""
+    tree, replicas = witnessed(tmp_path, 3, seconds=0), 12
+    with (
+        own_server(18, {**SETTINGS, "max_connections": str(SLOTS)}) as server,
+        fresh_database(server) as database,
+        ExitStack() as stack,
+    ):
+        prepare(database)
+        for _ in range(SLOTS - 1 - 2):  # one is the test's own, which counts
+            stack.enter_context(server.connect())
+        results, elapsed, peak = stampede(tree, database, replicas, {})
+        assert_one_upgraded_and_all_started(results, database)
+        refused = sum("too many clients" in each.stderr for each in results)
+        numbers = {"elapsed": round(elapsed, 1), "peak_sessions": peak, "waited_for_a_slot": refused}
+        measured("Stampede, two slots", replicas=replicas, **numbers)
+        assert 0 < peak <= 2
+        assert refused
+
+
 def test_without_the_lock_several_migrate_at_once(tmp_path: Path, watched: Database) -> None:
     tree = witnessed(tmp_path, 3, gated=True)
     watched.execute(VERSION_TABLE)
-    env = {"DATABASE_URL": watched.url, **off(tmp_path, "lock")}
+    env = {"DATABASE_URL": watched.url, **off(tmp_path, "lock", "check")}
     with ExitStack() as stack:
         with closed_gate(watched):
             for n in range(4):
