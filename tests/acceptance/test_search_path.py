@@ -43,7 +43,7 @@ WAYS = {
     ),
     "the URL's options": ("CREATE SCHEMA app", {"ALEMBIC_ENTRYPOINT_SCRATCH": "embedded"}),
 }
-QUICK = ("the database's setting", "a schema of the role's name", "env.py", "the role's setting, embedded")
+QUICK = ("the database's setting", "the role's setting, embedded")
 OPTIONS = "?options=-csearch_path%3Dapp,public"
 
 
@@ -104,6 +104,7 @@ def test_tables_in_an_administrators_schema_are_proved_where_they_are(
         assert database.query(f"SELECT version_num FROM {schema}.alembic_version") == [("r3",)]
 
 
+@pytest.mark.wide
 def test_what_a_migration_makes_comes_onto_the_path_with_it(tree: Project, database: Database, role: str) -> None:
     """Before it the version table is made in `public`, after it every table in `app`."""
     database.execute(f"ALTER DATABASE {database.name} SET search_path = app, public")
