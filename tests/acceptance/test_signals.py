@@ -16,7 +16,7 @@ import pytest
 from alembic_entrypoint.worker.messages import LOCK_A, LOCK_CLASS
 from commands import Result, Running, started
 from projects import ENV, Project, project
-from servers import Database, Server, fresh_database, own_server, processes_of, wait_until
+from servers import Database, Server, fresh_database, own_server, processes_of, signals_of, wait_until
 
 #: Two seconds are promised. The machine that tests may be busy with others; what it interrupts would take a minute.
 LIMIT = 4.0
@@ -242,7 +242,7 @@ def test_a_second_signal_ends_a_run_at_once(tree: Project, monkeypatch: pytest.M
         with running_until(tree, lambda _: database.query(SLEEPING), database.url) as running:
             server.freeze()
             running.signal(signal.SIGINT)
-            wait_until(lambda: not pending(running.pid), what="the first signal is taken")
+            wait_until(lambda: not signals_of(running.pid, "ShdPnd"), what="the first signal is taken")
             running.signal(signal.SIGINT)
             assert running.end(20).code == 130
             wait_until(lambda: not left_behind(tree), LIMIT, what="no process is left")
@@ -250,10 +250,45 @@ def test_a_second_signal_ends_a_run_at_once(tree: Project, monkeypatch: pytest.M
         see_that_nothing_is_left(tree, database)
 
 
-def pending(pid: int) -> bool:
-    """Tell whether a signal waits to be taken: see proc(5), /proc/pid/status."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return any(int(line.split()[1], 16) for line in lines if line.startswith("ShdPnd:"))
+# --- what we say and how we end ------------------------------------------------------------------------------------
+
+#: One step of ours, with a minute before or after it, the first time.
+PAUSED = """
+import time
+from alembic_entrypoint import boundary
+
+given = boundary.{step}
+
+
+def paused(*arguments):
+    boundary.{step} = given
+    for each in {order}:
+        each(*arguments)
+
+
+def pause(*_):
+    open("reached", "w").close()
+    time.sleep(60)
+
+
+boundary.{step} = paused
+"""
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+@pytest.mark.parametrize(
+    ("step", "order"),
+    [("_catch_signals", "given, pause"), ("_say", "given, pause"), ("_end", "pause, given")],
+)
+def test_a_signal_between_what_a_run_does_and_its_end_ends_it(
+    step: str, order: str, signum: int, tree: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.write("paused/sitecustomize.py", PAUSED.format(step=step, order=order))
+    monkeypatch.setenv("PYTHONPATH", str(tree.folder / "paused"))
+    monkeypatch.setenv("ALEMBIC_ENTRYPOINT_LOG_LEVEL", "unheard of")
+    with running_until(tree, lambda _: (tree.folder / "reached").exists(), "") as running:
+        result = ended_by(signum, running)
+    assert "Traceback" not in result.stderr
 
 
 # --- PID 1 ---------------------------------------------------------------------------------------------------------
