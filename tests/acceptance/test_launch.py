@@ -103,10 +103,16 @@ def test_the_app_is_the_process_that_was_started_with_its_streams_and_folder(set
 #: among its descendants (prctl(2), PR_GET_CHILD_SUBREAPER), which only the process itself can see.
 POSSESSIONS = """
 ls -l /proc/$$/fd; grep Sig /proc/$$/status; echo children: $(cat /proc/$$/task/$$/children)
-exec python3 -c 'import ctypes; answer = ctypes.c_int(); ctypes.CDLL(None).prctl(37, ctypes.byref(answer), 0, 0, 0)
+exec "$0" -c 'import ctypes; answer = ctypes.c_int(); ctypes.CDLL(None).prctl(37, ctypes.byref(answer), 0, 0, 0)
 print("subreaper:", answer.value)'
 """
-#: Whoever becomes us may leave us a child, which is the app's then.
+#: Whoever becomes us may be what takes orphans, and the app is it then (prctl(2), PR_SET_CHILD_SUBREAPER).
+BEING_A_SUBREAPER = [
+    sys.executable,
+    "-c",
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0); os.execvp(sys.argv[1], sys.argv[1:])",
+]
+#: Or leave us a child, which is the app's then.
 LEAVING_A_CHILD = ["sh", "-c", 'sleep 60 & exec "$0" "$@"']
 LEAVING_OTHERS = """
 import subprocess
@@ -159,18 +165,22 @@ def test_descriptors_signals_and_children_are_those_that_came_with_us(
     env = prepare(way, project(tmp_path), database) | {"MARK": str(tmp_path)}
     reading, writing = os.pipe()
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-    command = ("run", "sh", "-c", POSSESSIONS)
-    with started(tmp_path, *command, env=env, within=LEAVING_A_CHILD, pass_fds=(writing,)) as running:
+    command = ("run", "sh", "-c", POSSESSIONS, sys.executable)
+    was_subreaper = way == "a look"
+    within = [*(BEING_A_SUBREAPER if was_subreaper else []), *LEAVING_A_CHILD]
+    with started(tmp_path, *command, env=env, within=within, pass_fds=(writing,)) as running:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
         os.close(reading)
         os.close(writing)
         result = running.end()
+    assert result.code == 0, result.stderr
     lines = result.stdout.splitlines()
     values = dict(line.split(":") for line in lines if ":" in line and " -> " not in line)
-    children = values.get("children", "").split()
+    children = values["children"].split()
     left = processes_with(f"MARK={tmp_path}")
     os.kill(int(children[0]), signal.SIGKILL)
-    assert (result.code, left) == (0, ["sleep 60 "]), result.stderr
+    assert left == ["sleep 60 "]
+    assert len(children) == 2  # the other one reads the list
 
     acted = [each["event"] for each in result.events if each["event"] in ("schema.upgraded", "schema.stamped")]
     assert ("".join(acted), (tmp_path / "looked").exists()) == WAYS[way]
@@ -179,9 +189,7 @@ def test_descriptors_signals_and_children_are_those_that_came_with_us(
     # Signals 32 and 33 are the C library's own: nobody can set them, and what an ancestor left there is not ours.
     libc = 0b11 << 31
     assert {int(values[name], 16) & ~libc for name in ("SigIgn", "SigBlk", "SigPnd")} == {0}
-    # The other one reads the list.
-    assert len(children) == 2
-    assert values["subreaper"].strip() == "0"
+    assert int(values["subreaper"]) == was_subreaper
 
 
 def test_arguments_arrive_byte_for_byte(settled: Settled) -> None:
