@@ -65,6 +65,23 @@ def is_running(pid: int) -> bool:
     return any(int(stat[0]) == pid and stat[2] != "Z" for stat in _processes())
 
 
+def processes_with(variable: str) -> list[str]:
+    """List the command lines of processes that were started with a variable, NAME=value, zombies not counted."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"{variable}\0".encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
+
+
+def signals_of(pid: int, mask: str) -> set[int]:
+    """List the signals in one of a process's masks, such as SigCgt or ShdPnd: see proc(5), /proc/pid/status."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    bits = next(int(line.split()[1], 16) for line in lines if line.startswith(f"{mask}:"))
+    return {n + 1 for n in range(bits.bit_length()) if bits >> n & 1}
+
+
 def _processes() -> Iterator[list[str]]:
     # /proc/<pid>/stat, see proc(5): pid, (command), status, parent, and more.
     for file in Path("/proc").glob("[0-9]*/stat"):

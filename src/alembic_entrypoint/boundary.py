@@ -23,19 +23,28 @@ _caught: list[int] = []
 
 
 def guard(body: Callable[[], int]) -> NoReturn:
-    """Run the program and end with its exit code. Signals are caught from the first moment: PID 1 has no default."""
-    _catch_signals()
+    """Run the program and end with its exit code, or by a signal, whenever that comes."""
     try:
-        code = body()
+        _end(_exit_code(body))
+    except Interrupted as error:
+        # Not where the other reasons are: it may come while they are being said. A second one is never raised.
+        _end_now(error.signum)
+
+
+def _exit_code(body: Callable[[], int]) -> int:
+    """Run the program, and say why it ended where that is not for the best.
+
+    Signals are caught from the first moment: PID 1 has no default.
+    """
+    try:
+        _catch_signals()
+        return body()
     except Ended as error:
         _say(error)
-        code = error.exit_code
-    except Interrupted as error:
-        code = 128 + error.signum
+        return error.exit_code
     except Exception as error:
         _say_internal(error)
-        code = Internal.exit_code
-    _end(code)
+        return Internal.exit_code
 
 
 def _catch_signals() -> None:
@@ -75,9 +84,11 @@ def _next_signal(reading: int) -> int:
 
 def _end_now(signum: int) -> NoReturn:
     client = sys.modules.get("alembic_entrypoint.worker.client")
-    if client is not None:
-        client.kill_all()
-    os._exit(128 + signum)
+    try:
+        if client is not None:
+            client.kill_all()
+    finally:
+        os._exit(128 + signum)
 
 
 def _say(error: Ended) -> None:

@@ -8,7 +8,6 @@ a share; T, a random token of this holder, by which a connection of the worker r
 from __future__ import annotations
 
 import random
-import select
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +21,7 @@ from alembic_entrypoint.errors import Misconfigured, TryAgain
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.postgres import activity
 from alembic_entrypoint.postgres.server import SHARED, is_pooled, is_shared, why_read_only
-from alembic_entrypoint.postgres.session import SESSION, apply
+from alembic_entrypoint.postgres.session import SESSION, apply, finish_statement
 from alembic_entrypoint.wait import connect, find
 from alembic_entrypoint.worker.messages import HOLDER_CHECK, IMAGE_CLASS, LOCK_A, LOCK_B, LOCK_CLASS, TOKEN_CLASS
 
@@ -92,7 +91,7 @@ class Lock:
 
     def worker_backends(self) -> list[int]:
         """Name the backends that hold a share of the fence, which are those of our worker."""
-        self._finish_statement()
+        finish_statement(self.connection)
         return _fence_holders(self.connection)
 
     def cancel(self, pids: list[int]) -> None:
@@ -137,18 +136,6 @@ class Lock:
             self.held = [each for each in self.held if not _one(self.connection, _UNLOCK, *each, *each)]
             if time.monotonic() >= deadline:
                 return
-
-    def _finish_statement(self) -> None:
-        """Read the rest of a statement of ours that a signal has interrupted.
-
-        libpq is never left to wait: it would keep Python's own lock, and with it the timer that ends us in time [R11].
-        """
-        pgconn = self.connection.pgconn
-        while pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
-            while pgconn.is_busy():
-                select.select([pgconn.socket], [], [])
-                pgconn.consume_input()
-            pgconn.get_result()
 
 
 @contextmanager

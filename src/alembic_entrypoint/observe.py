@@ -168,6 +168,8 @@ def _observe_unredirected(first: WorkerFailed, order: Request, settings: Setting
         seen = look(dataclasses.replace(order, is_redirecting=False), settings, target)
         if seen.target.places == target.places:
             return seen
+        if seen.worker is not None:
+            seen.worker.end()
         return look(dataclasses.replace(order, is_learned=True, places=seen.target.places), settings, target)
     except WorkerFailed as second:
         if second.kind == "read_only":
@@ -184,7 +186,7 @@ def _needs_writing(first: WorkerFailed, order: Request, settings: Settings, targ
     if first.observed is not None or not target.is_given or len(unknown) != 1:
         return NeedsWriting(_reached(target, first.observed, settings))
     try:
-        look(dataclasses.replace(order, is_redirecting=False), settings, target)
+        look(dataclasses.replace(order, is_redirecting=False, stays=False), settings, target)
     except WorkerFailed as second:
         if not unknown & second.places:
             return NeedsWriting(dataclasses.replace(target, places=(*target.places, *unknown)))

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from commands import COMMAND, entrypoint, environment
-from projects import Project, project
-from servers import Database, Server, fresh_database
+from commands import COMMAND, entrypoint, environment, started
+from projects import ENV, Project, project
+from servers import Database, Server, fresh_database, processes_with
 
 #: What an app can see of itself, written by one that changes none of it. `sh -c` opens no file of its own.
 REPORT = """
@@ -99,35 +99,97 @@ def test_the_app_is_the_process_that_was_started_with_its_streams_and_folder(set
     assert seen.words_of("cwd") == [str(settled.tree.folder.resolve())]
 
 
-def test_no_child_is_left(settled: Settled) -> None:
-    # The one child is the `cat` that reads the list.
-    assert len(report(settled).words_of("children")) == 1
+#: What an app has, told by one that opens and starts nothing but what tells it. Last, whether it takes the orphans
+#: among its descendants (prctl(2), PR_GET_CHILD_SUBREAPER), which only the process itself can see.
+POSSESSIONS = """
+ls -l /proc/$$/fd; grep Sig /proc/$$/status; echo children: $(cat /proc/$$/task/$$/children)
+exec "$0" -c 'import ctypes; answer = ctypes.c_int(); ctypes.CDLL(None).prctl(37, ctypes.byref(answer), 0, 0, 0)
+print("subreaper:", answer.value)'
+"""
+#: Whoever becomes us may be what takes orphans, and the app is it then (prctl(2), PR_SET_CHILD_SUBREAPER).
+BEING_A_SUBREAPER = [
+    sys.executable,
+    "-c",
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0); os.execvp(sys.argv[1], sys.argv[1:])",
+]
+#: Or leave us a child, which is the app's then.
+LEAVING_A_CHILD = ["sh", "-c", 'sleep 60 & exec "$0" "$@"']
+LEAVING_OTHERS = """
+import subprocess
+open("looked", "w").close()
+subprocess.Popen(["sleep", "30"])
+subprocess.Popen(["setsid", "sh", "-c", "true & sleep 30 & sleep 30"])
+"""
+#: It cannot bear to be sent to the target wherever it connects, and calls the target by another name.
+UNBEARING = """
+import psycopg
+assert psycopg.connect("{postgres}").info.dbname == "postgres"
+"""
 
 
-def test_no_signal_is_ignored_or_blocked(settled: Settled) -> None:
-    """Not even those that Python ignores, or that whoever started us had blocked."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-    try:
-        result = entrypoint("run", "cat", "/proc/self/status", cwd=settled.tree.folder, env=variables(settled))
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
-    masks = dict(line.split(":\t") for line in result.stdout.splitlines() if line.startswith("Sig"))
-    # Signals 32 and 33 are the C library's own: nobody can set them, and what an ancestor left there is not ours.
-    libc = 0b11 << 31
-    assert {int(masks[name], 16) & ~libc for name in ("SigIgn", "SigBlk", "SigPnd")} == {0}
+def prepare(way: str, tree: Project, database: Database) -> dict[str, str]:
+    """Prepare a run that comes to its app in some way, and give its variables."""
+    tree.add_line(1)
+    if way == "a proof":  # a replay may start nothing
+        database.execute("CREATE TABLE t1 (id int PRIMARY KEY)")
+    elif way == "three looks":
+        url = database.url.replace("127.0.0.1", "localhost").replace("postgresql:", "postgresql+psycopg:")
+        env = ENV.replace('config.get_main_option("sqlalchemy.url")', repr(url))
+        tree.write("migrations/env.py", UNBEARING.format(postgres=database.server.url) + env + LEAVING_OTHERS)
+    else:
+        tree.write("migrations/env.py", ENV + LEAVING_OTHERS)
+    variables = {"DATABASE_URL": database.url, "ALEMBIC_ENTRYPOINT_LEDGER": "off" if way == "a look" else "on"}
+    if way in ("a fast start", "a look"):
+        assert entrypoint("migrate", cwd=tree.folder, env=variables).code == 0
+        (tree.folder / "looked").unlink()
+    return variables
 
 
-def test_only_the_descriptors_that_came_with_us_reach_the_app(settled: Settled) -> None:
+#: Ways to the app: what is done to the database, and whether env.py is run to its end.
+WAYS = {
+    "a fast start": ("", False),
+    "an upgrade": ("schema.upgraded", True),
+    "a proof": ("schema.stamped", False),
+    "a look": ("", True),
+    "three looks": ("schema.upgraded", True),
+}
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=() if n < 2 else pytest.mark.wide) for n, way in enumerate(WAYS)]
+)
+def test_descriptors_signals_and_children_are_those_that_came_with_us(
+    way: str, tmp_path: Path, database: Database
+) -> None:
+    """No signal is ignored or blocked, not even one that Python ignores or that whoever started us had blocked."""
+    env = prepare(way, project(tmp_path), database) | {"MARK": str(tmp_path)}
     reading, writing = os.pipe()
-    try:
-        command = ("run", "ls", "-l", "/proc/self/fd")
-        result = entrypoint(*command, cwd=settled.tree.folder, env=variables(settled), pass_fds=(writing,))
-    finally:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    command = ("run", "sh", "-c", POSSESSIONS, sys.executable)
+    was_subreaper = way == "a look"
+    within = [*(BEING_A_SUBREAPER if was_subreaper else []), *LEAVING_A_CHILD]
+    with started(tmp_path, *command, env=env, within=within, pass_fds=(writing,)) as running:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
         os.close(reading)
         os.close(writing)
-    opened = dict(line.split()[-3::2] for line in result.stdout.splitlines() if " -> " in line)
-    # `ls` itself has the folder open.
-    assert opened.keys() - {name for name, to in opened.items() if to.endswith("/fd")} == {"0", "1", "2", str(writing)}
+        result = running.end()
+    assert result.code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    values = dict(line.split(":") for line in lines if ":" in line and " -> " not in line)
+    children = values["children"].split()
+    left = processes_with(f"MARK={tmp_path}")
+    os.kill(int(children[0]), signal.SIGKILL)
+    assert left == ["sleep 60 "]
+    assert len(children) == 2  # the other one reads the list
+
+    acted = [each["event"] for each in result.events if each["event"] in ("schema.upgraded", "schema.stamped")]
+    assert ("".join(acted), (tmp_path / "looked").exists()) == WAYS[way]
+    opened = [line.split()[-3] for line in lines if " -> " in line]
+    assert sorted(opened) == sorted(["0", "1", "2", str(writing)])
+    # Signals 32 and 33 are the C library's own: nobody can set them, and what an ancestor left there is not ours.
+    libc = 0b11 << 31
+    assert {int(values[name], 16) & ~libc for name in ("SigIgn", "SigBlk", "SigPnd")} == {0}
+    assert int(values["subreaper"]) == was_subreaper
 
 
 def test_arguments_arrive_byte_for_byte(settled: Settled) -> None:

@@ -9,8 +9,8 @@ from servers import wait_until
 
 pytestmark = pytest.mark.container
 
-#: Two seconds are promised; the rest is for the engine, on a machine that does other things.
-LIMIT = 4.0
+#: Two seconds are promised; the rest is for the engine, which is asked twice.
+LIMIT = 3.0
 signals = pytest.mark.parametrize(("signal", "code"), [("TERM", 143), ("INT", 130)])
 
 LEFT_BEHIND = f"""
@@ -21,8 +21,9 @@ revision, down_revision = "0e9f2ab4c5d6", "{HEAD}"
 
 
 def upgrade():
-    # PID 1 inherits both: the first has ended by the time that the app starts, the second never ends by itself.
-    subprocess.run(["sh", "-c", "true & sleep 600 &"], check=True)
+    # PID 1 inherits them: the first has ended by the time that the app starts, the others never end by themselves, and
+    # the last is in a session of its own.
+    subprocess.run(["sh", "-c", "true & sleep 600 & setsid sleep 600 &"], check=True)
 """
 SHOW_PROCESSES = """
 import os
@@ -82,11 +83,14 @@ def test_a_signal_ends_a_container_that_migrates_and_what_it_does_on_the_server(
     wait_until(lambda: not notes_database.has_sessions(), what="no session is left")
 
 
-def test_a_signal_ends_a_container_that_migrates_on_a_server_that_answers_no_more(start, slow_image, notes_database):
+@signals
+def test_a_signal_ends_a_container_that_migrates_on_a_server_that_answers_no_more(
+    start, slow_image, notes_database, signal, code
+):
     container = start_slowly(start, slow_image, notes_database)
     with frozen(notes_database.server):
-        ended, took = timed(container.kill, "TERM")
-    assert ended == 143
+        ended, took = timed(container.kill, signal)
+    assert ended == code
     assert took < LIMIT
     wait_until(lambda: not notes_database.has_sessions(), timeout=30, what="no session is left")
     assert not notes_database.has_table("slow")

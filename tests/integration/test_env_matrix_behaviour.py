@@ -25,7 +25,7 @@ from env_forms import (
 )
 
 from commands import entrypoint, environment, started
-from servers import Database, Server, fresh_database, is_running, wait_until
+from servers import Database, Server, fresh_database, is_running, processes_with, wait_until
 
 pytestmark = pytest.mark.wide
 
@@ -171,34 +171,24 @@ LEFT_BEHIND = {
     "a fork that holds every descriptor": "os.fork() or threading.Event().wait(300)",
     "a pool of processes": "multiprocessing.get_context('fork').Process(target=time.sleep, args=(300,)).start()",
     "a child that floods": "subprocess.Popen(['yes'])",
+    "a child in a session of its own": "subprocess.Popen(['sleep', '300'], start_new_session=True)",
+    "a fork in a session of its own": "os.fork() or (os.setsid(), time.sleep(300))",
+    "a daemon": "os.fork() or (os.setsid(), os.fork() or time.sleep(300), os._exit(0))",
+    "a daemon of a shell's": "os.system('setsid sh -c \"sleep 300 & sleep 300\" &')",
 }
 
 
 @pytest.mark.parametrize("how", LEFT_BEHIND)
 def test_child_processes_left_behind_do_not_survive(tmp_path: Path, database: Database, how: str) -> None:
-    after = f"""
-import multiprocessing, subprocess, threading, time
-open("session", "a").write(str(os.getsid(0)) + " ")
-{LEFT_BEHIND[how]}
-"""
+    """In env.py, whether it looks or migrates, and in a migration."""
+    imports = "import multiprocessing, os, subprocess, threading, time"
+    tree = tree_in(tmp_path, env_py(above=imports, after=LEFT_BEHIND[how]))
+    tree.add("r3", LEFT_BEHIND[how], down="r2", head=imports)
     begun = time.monotonic()
-    assert_migrated(migrate(tree_in(tmp_path, env_py(after=after)), database), database)
+    result = migrate(tree, database, MARK=str(tmp_path))
+    assert (result.code, recorded(database)) == (0, ["r3"]), result.stderr
     assert time.monotonic() - begun < 30
-    sessions = {int(each) for each in (tmp_path / "session").read_text().split()}
-    wait_until(lambda: not sessions & sessions_running(), what="no process of a worker is left")
-
-
-def sessions_running() -> set[int]:
-    """Give the sessions of all processes, zombies not counted."""
-    found = set()
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, session = file.read_text().rpartition(")")[2].split()[:4]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if state != "Z":
-            found.add(int(session))
-    return found
+    wait_until(lambda: not processes_with(f"MARK={tmp_path}"), what="no process of a worker is left")
 
 
 @pytest.mark.parametrize("how", ["os.closerange(3, 256)", "os.close(0)", "os.close(1); os.close(2)"])

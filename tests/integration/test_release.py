@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -86,6 +87,18 @@ def test_the_lowest_versions_that_are_tested_are_those_that_pyproject_allows() -
         name for name, floor in floors.items() if not re.fullmatch(rf"{re.escape(floor)}(\.0)*", pins.get(name, ""))
     ]
     assert wrong == []
+
+
+@pytest.mark.wide
+def test_the_container_tests_fail_where_there_is_no_engine(tmp_path: Path) -> None:
+    """They are not skipped: a job without an engine would be green, and have shown nothing."""
+    test = "tests/container/test_image.py::test_true_ends_with_zero_twice"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
+    env = {**os.environ, "PATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "The container tests need a Docker engine, and there is no `docker` command here." in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("1 error in ")
 
 
 @pytest.mark.extra

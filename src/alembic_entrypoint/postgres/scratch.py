@@ -20,7 +20,7 @@ from alembic_entrypoint.address import Address
 from alembic_entrypoint.errors import Denied, Misconfigured, Refused, TryAgain
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.postgres.server import is_pooled
-from alembic_entrypoint.postgres.session import SESSION, apply
+from alembic_entrypoint.postgres.session import SESSION, apply, finish_statement
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.wait import connected
 from alembic_entrypoint.worker.messages import SCRATCH_CLASS
@@ -91,7 +91,7 @@ class ScratchServer:
             yield dataclasses.replace(self._address, parameters={**self._address.parameters, "dbname": name})
         finally:
             try:
-                _finish_statement(self._connection)
+                finish_statement(self._connection)
                 _drop(self._connection, name)
                 self._connection.execute("SELECT pg_catalog.pg_advisory_unlock(%s, %s)", [SCRATCH_CLASS, number])
             except psycopg.Error as error:
@@ -313,12 +313,6 @@ def _check_major(connection: psycopg.Connection[Any], model: _Model) -> None:
 
 def _drop(connection: psycopg.Connection[Any], name: str) -> None:
     connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
-
-
-def _finish_statement(connection: psycopg.Connection[Any]) -> None:
-    """Read the rest of a statement of ours that a signal has interrupted."""
-    while connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
-        connection.pgconn.get_result()
 
 
 def _own_oid(connection: psycopg.Connection[Any]) -> int:

@@ -6,6 +6,7 @@ that is not told to look notices a dead client's socket after two hours [H8] and
 
 from __future__ import annotations
 
+import select
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,3 +45,16 @@ def apply(connection: psycopg.Connection[Any], settings: Mapping[str, str]) -> f
         if len(settings) == 1:
             return frozenset(settings)
     return frozenset().union(*(apply(connection, {name: value}) for name, value in settings.items()))
+
+
+def finish_statement(connection: psycopg.Connection[Any]) -> None:
+    """Read the rest of a statement of ours that a signal has interrupted.
+
+    libpq is never left to wait: it would keep Python's own lock, and with it the timer that ends us in time [R11].
+    """
+    pgconn = connection.pgconn
+    while pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
+        while pgconn.is_busy():
+            select.select([pgconn.socket], [], [])
+            pgconn.consume_input()
+        pgconn.get_result()

@@ -20,6 +20,7 @@ from alembic_entrypoint.facts import Graph
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.target import keep_secret
 from alembic_entrypoint.worker.messages import Lines, Message, Request, decode, write
+from alembic_entrypoint.worker.orphans import Orphans, be_subreaper, family_of, kill
 
 LONGEST_LINE = 1 << 14
 #: Reads of 64 KiB from a pipe whose writer has ended; one that still writes got away from its process group.
@@ -56,6 +57,8 @@ class Worker:
         self.last_output: list[str] = []
 
     def __enter__(self) -> Worker:
+        be_subreaper(True)
+        self._orphans = Orphans()
         reading, their_writing = _pipe()
         their_reading, self._writing = _pipe()
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
@@ -68,7 +71,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 pass_fds=(their_reading, their_writing),
-                # A process group of its own: the terminal's Ctrl-C is ours to pass on, and its children end with it.
+                # A session of its own: the terminal's Ctrl-C is ours to pass on, and its children end with it.
                 start_new_session=True,
             )
         except OSError as error:
@@ -146,9 +149,7 @@ class Worker:
 
     def _last_words(self) -> Iterator[Message]:
         """End what the worker left behind, and give what stands in the pipes: so much and no more."""
-        kill_group(self._process.pid)
-        self.exit_status = self._process.wait()
-        _reap_group(self._process.pid)
+        self._bury()
         for name in reversed(self._streams):
             for _ in range(MOST_READS):
                 if (lines := self._read(name)) is None:
@@ -193,12 +194,12 @@ class Worker:
         if self not in running:
             return
         self.is_idle = False
-        running.remove(self)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(grace)
-        kill_group(self._process.pid)
-        self.exit_status = self._process.wait()
-        _reap_group(self._process.pid)
+        if self.exit_status is None:
+            self._bury()
+        running.remove(self)
+        be_subreaper(bool(running))
         for name in list(self._streams):
             if name == "messages":
                 os.close(self._streams.pop(name))
@@ -207,6 +208,13 @@ class Worker:
             if stream is not None:
                 stream.close()
 
+    def _bury(self) -> None:
+        """Kill and reap the worker and what it left behind, which would be the app's otherwise."""
+        kill_group(self._process.pid)
+        self._process.wait()
+        self._orphans.end(_pids())
+        self.exit_status = self._process.returncode
+
 
 def kill_group(pid: int) -> None:
     """End a process group, if there still is one."""
@@ -214,21 +222,19 @@ def kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _reap_group(pid: int) -> None:
-    """Take leave of what a worker had started: as PID 1 its orphans are ours, and would be the app's zombies."""
-    end = time.monotonic() + 0.5
-    while time.monotonic() < end:
-        try:
-            if os.waitpid(-pid, os.WNOHANG) == (0, 0):
-                time.sleep(0.005)  # killed, and not yet dead
-        except ChildProcessError:
-            return
-
-
 def kill_all() -> None:
-    """End every worker at once: when there is no time left for anything else."""
-    for worker in running:
-        kill_group(worker._process.pid)
+    """End every worker, and who is seen to descend from one, at once: when there is no time left for anything else."""
+    workers = _pids()
+    orphans = {pid for worker in running for pid in worker._orphans.found(workers)}
+    family = list(family_of([*workers, *orphans]))
+    for pid in workers:
+        kill_group(pid)
+    for pid in family:
+        kill(pid)
+
+
+def _pids() -> list[int]:
+    return [worker._process.pid for worker in running]
 
 
 def _pipe() -> tuple[int, int]:
