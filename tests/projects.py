@@ -34,6 +34,30 @@ else:
     run_online()
 """
 
+ASYNC_ENV = """
+import asyncio
+from alembic import context
+from sqlalchemy import pool
+from sqlalchemy.ext.asyncio import create_async_engine
+
+
+def run(connection):
+    context.configure(connection=connection)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+async def run_online():
+    engine = create_async_engine(context.config.get_main_option("sqlalchemy.url"), poolclass=pool.NullPool)
+    async with engine.connect() as connection:
+        await connection.run_sync(run)
+
+
+asyncio.run(run_online())
+"""
+#: SQLAlchemy's names of the drivers that we know.
+DRIVERS = ("psycopg", "psycopg2", "asyncpg")
+
 
 def committing_each(env: str) -> str:
     """Make an `env.py` of another, which commits after each migration."""

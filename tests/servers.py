@@ -134,6 +134,10 @@ class Database(Asked):
     def url(self) -> str:
         return self.server.url_for(self.name)
 
+    def url_on(self, driver: str) -> str:
+        """Name a driver in the URL, as SQLAlchemy reads it."""
+        return self.url.replace("postgresql://", f"postgresql+{driver}://")
+
 
 @dataclass
 class Server(Listening):

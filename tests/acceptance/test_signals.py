@@ -15,7 +15,7 @@ import pytest
 
 from alembic_entrypoint.worker.messages import LOCK_A, LOCK_CLASS
 from commands import Result, Running, started
-from projects import ENV, Project, project
+from projects import ASYNC_ENV, ENV, Project, project
 from servers import Database, Server, fresh_database, own_server, processes_of, processes_with, signals_of, wait_until
 
 #: Two seconds are promised, and demanded of the faults, which have the machine for themselves; this one may be busy.
@@ -32,28 +32,6 @@ REPLAYING = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND dat
 CREATING = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'CREATE DATABASE %'"
 SCRATCH = "SELECT datname FROM pg_database WHERE datname ~ '_scratch_'"
 NEVER_ENDS = f"{ESCAPES}\nimport time\nopen('reached', 'w').close()\ntime.sleep(60)\n"
-
-ASYNC_ENV = """
-import asyncio
-from alembic import context
-from sqlalchemy import pool
-from sqlalchemy.ext.asyncio import create_async_engine
-
-
-def run(connection):
-    context.configure(connection=connection)
-    with context.begin_transaction():
-        context.run_migrations()
-
-
-async def run_online():
-    engine = create_async_engine(context.config.get_main_option("sqlalchemy.url"), poolclass=pool.NullPool)
-    async with engine.connect() as connection:
-        await connection.run_sync(run)
-
-
-asyncio.run(run_online())
-"""
 
 
 @pytest.fixture
@@ -245,7 +223,7 @@ def test_a_migration_is_rolled_back_on_every_driver(
     driver: str, env: str, within: Within, tree: Project, database: Database
 ) -> None:
     tree.write("migrations/env.py", env)
-    url = database.url.replace("postgresql://", f"postgresql+{driver}://")
+    url = database.url_on(driver)
     with running_until(tree, lambda _: database.query(SLEEPING), url, within) as running:
         ended_by(signal.SIGTERM, running)
     see_that_nothing_is_left(tree, database)
@@ -258,7 +236,7 @@ def test_a_migration_is_rolled_back_on_a_server_that_does_not_look_after_its_cli
 ) -> None:
     """Before 14 there is no client_connection_check_interval: what is not cancelled runs to its end."""
     with fresh_database(pg13) as database:
-        url = database.url.replace("postgresql://", f"postgresql+{driver}://")
+        url = database.url_on(driver)
         with running_until(tree, lambda _: database.query(SLEEPING), url) as running:
             ended_by(signal.SIGTERM, running)
         see_that_nothing_is_left(tree, database)

@@ -8,7 +8,6 @@ from commands import Result, entrypoint
 from projects import Project, project
 from servers import Database
 
-DRIVERS = ("psycopg", "psycopg2", "asyncpg")
 #: A host that no name server knows: whoever connects there fails at once.
 DEAD = "postgresql://somebody:secret@db.invalid:5432/elsewhere"
 
@@ -73,11 +72,6 @@ def env_on(driver: str, url: str = "config.get_main_option('sqlalchemy.url')", *
     if driver == "asyncpg":
         return async_env_py(f"create_async_engine({url}, poolclass=pool.NullPool)", **more)
     return env_py(f"create_engine({url}, poolclass=pool.NullPool)", **more)
-
-
-def url_on(driver: str, database: Database) -> str:
-    """Name the database and a driver."""
-    return database.url.replace("postgresql://", f"postgresql+{driver}://")
 
 
 def ini_with(url: str, *lines: str) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from env_forms import DRIVERS, env_on, recorded, tables
+from env_forms import env_on, recorded, tables
 
 from commands import Result, Running, started
-from projects import PER_MIGRATION, Project, project
+from projects import DRIVERS, PER_MIGRATION, Project, project
 from servers import Database, fresh_database, wait_until
 
 HEAD = "import os, subprocess, sys\nimport psycopg\nimport sqlalchemy as sa"

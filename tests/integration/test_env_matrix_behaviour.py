@@ -21,7 +21,6 @@ from env_forms import (
     recorded,
     tables,
     tree_in,
-    url_on,
 )
 
 from commands import entrypoint, environment, started
@@ -212,7 +211,7 @@ CLOSING = "os.closerange(3, os.sysconf('SC_OPEN_MAX'))"
 def test_an_env_py_that_closes_the_pipe_of_its_worker_is_told_so(
     tmp_path: Path, database: Database, is_given: bool, thread: str
 ) -> None:
-    tree = tree_in(tmp_path, env_py(above=CLOSING), ini=ini_with(url_on("psycopg", database)))
+    tree = tree_in(tmp_path, env_py(above=CLOSING), ini=ini_with(database.url_on("psycopg")))
     if thread:  # what imports threads cannot be looked at in a fork
         (tree.versions / "r0.py").write_text(
             f"import threading\nthreading.Thread(target={thread}, daemon=True).start()\n"
@@ -423,6 +422,6 @@ def test_a_migration_that_forgets_what_was_prepared_takes_nothing_of_ours(
     tree.add_line(7)
     tree.add("r8", body, down="r7")
     tree.add("r9", down="r8")
-    result = migrate(tree, DATABASE_URL=url_on(driver, database))
+    result = migrate(tree, DATABASE_URL=database.url_on(driver))
     assert result.code == 0, result.stderr
     assert recorded(database) == ["r9"]

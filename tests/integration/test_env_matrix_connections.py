@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 from env_forms import (
-    DRIVERS,
     assert_migrated,
     async_env_py,
     env_on,
@@ -24,12 +23,12 @@ from env_forms import (
     schemas,
     tables,
     tree_in,
-    url_on,
 )
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from alembic_entrypoint.postgres.session import ALIVE
 from commands import entrypoint
+from projects import DRIVERS
 from servers import Database, Server, fresh_database, own_server
 
 pytestmark = pytest.mark.wide
@@ -233,7 +232,7 @@ def test_an_engine_that_is_opened_and_closed_for_each_migration(tmp_path: Path, 
 
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_an_engine_that_is_made_for_one_run_and_disposed_of(tmp_path: Path, database: Database, driver: str) -> None:
-    assert_migrated(migrate(tree_in(tmp_path, env_on(driver)), DATABASE_URL=url_on(driver, database)), database)
+    assert_migrated(migrate(tree_in(tmp_path, env_on(driver)), DATABASE_URL=database.url_on(driver)), database)
 
 
 SECOND = """
@@ -262,7 +261,7 @@ def test_a_second_engine_that_writes_to_another_database_does_so_once(
     second = ASYNC_SECOND if driver == "asyncpg" else SECOND
     tree = tree_in(tmp_path, env_py("create_engine(os.environ['URL'])", **{place: second}))
     given = {"DATABASE_URL": database.url} if is_given else {}
-    result = migrate(tree, OTHER=url_on(driver, other), URL=url_on("psycopg", database), **given)
+    result = migrate(tree, OTHER=other.url_on(driver), URL=database.url_on("psycopg"), **given)
     assert_migrated(result, database)
     assert other.query("SELECT line FROM audit") == [("here",)]
     assert tables(other) == ["public.audit"]
@@ -276,11 +275,11 @@ with create_engine(os.environ["OTHER"]).connect() as second:
     assert second.execute(text("SELECT count(*) FROM audit")).scalar() == 0
     assert second.execute(text("SELECT current_database()")).scalar() == os.environ["NAME"]
 """
-    env = {"OTHER": url_on("psycopg", other), "URL": url_on("psycopg", database), "NAME": other.name}
+    env = {"OTHER": other.url_on("psycopg"), "URL": database.url_on("psycopg"), "NAME": other.name}
     tree = tree_in(tmp_path, env_py("create_engine(os.environ['URL'])", above=reading))
     assert_migrated(migrate(tree, DATABASE_URL=database.url, **env), database)
     with fresh_database(database.server) as third:  # type: ignore[arg-type]
-        env["URL"] = url_on("psycopg", third)
+        env["URL"] = third.url_on("psycopg")
         assert_migrated(migrate(tree, **env), third)
 
 
@@ -293,7 +292,7 @@ def test_a_migration_that_writes_to_another_database(tmp_path: Path, database: D
         connection.execute(sa.text("INSERT INTO audit VALUES ('migrated')"))
     """
     tree.add("r3", body, down="r2")
-    result = migrate(tree, database, OTHER=url_on("psycopg", other))
+    result = migrate(tree, database, OTHER=other.url_on("psycopg"))
     assert result.code == 0, result.message
     assert other.query("SELECT line FROM audit") == [("migrated",)]
     assert recorded(database) == ["r3"]
@@ -316,7 +315,7 @@ def test_a_transaction_of_env_pys_own_around_everything(tmp_path: Path, database
 def test_an_open_transaction_that_nobody_commits_is_noticed(tmp_path: Path, database: Database, driver: str) -> None:
     # Plain Alembic ends with 0 here, and nothing is migrated [in_transaction, hazard 1].
     tree = tree_in(tmp_path, env_on(driver, before="connection.execute(text('SELECT 1'))"))
-    result = migrate(tree, DATABASE_URL=url_on(driver, database))
+    result = migrate(tree, DATABASE_URL=database.url_on(driver))
     assert result.code == 1
     assert "env.py did not commit them" in result.message
     assert tables(database) == []
@@ -328,7 +327,7 @@ def test_an_autocommit_block_in_an_open_transaction_fails_and_says_so(
 ) -> None:
     tree = tree_in(tmp_path, env_on(driver, before="connection.execute(text('SELECT 1'))"))
     tree.add("r3", "with op.get_context().autocommit_block():\n    op.execute('VACUUM t1')", down="r2")
-    result = migrate(tree, DATABASE_URL=url_on(driver, database))
+    result = migrate(tree, DATABASE_URL=database.url_on(driver))
     assert result.code == 1
     assert "r3" in result.message
     assert "The database is as before" in result.message
@@ -351,7 +350,7 @@ WRITING = {
 )
 def test_an_env_py_that_creates_its_schema_first(tmp_path: Path, database: Database, how: str, is_given: bool) -> None:
     tree = tree_in(tmp_path, env_py(before=WRITING[how], configure="version_table_schema='app'"))
-    tree.write("alembic.ini", ini_with(url_on("psycopg", database)))
+    tree.write("alembic.ini", ini_with(database.url_on("psycopg")))
     env = {"RAW": database.url, **({"DATABASE_URL": database.url} if is_given else {})}
 
     planned = entrypoint("plan", cwd=tmp_path, env=env)
@@ -382,7 +381,7 @@ def test_an_async_env_py_that_creates_its_schema_first(tmp_path: Path, database:
     write = "    connection.exec_driver_sql('CREATE SCHEMA IF NOT EXISTS app'); connection.commit()\n"
     env = env_on("asyncpg").replace("    context.configure(", write + "    context.configure(")
     tree = tree_in(tmp_path, env)
-    url = url_on("asyncpg", database)
+    url = database.url_on("asyncpg")
     assert entrypoint("plan", cwd=tmp_path, env={"DATABASE_URL": url}).code == 65
     assert schemas(database) == []
     assert_migrated(migrate(tree, DATABASE_URL=url), database)
@@ -439,7 +438,7 @@ def test_a_search_path_that_env_py_sets_counts(tmp_path: Path, database: Databas
 def test_a_search_path_in_database_url_counts(tmp_path: Path, database: Database, driver: str) -> None:
     database.execute("CREATE SCHEMA app")
     tree = tree_in(tmp_path, env_on(driver))
-    url = url_on(driver, database) + "?options=-csearch_path%3Dapp"
+    url = database.url_on(driver) + "?options=-csearch_path%3Dapp"
     result = migrate(tree, DATABASE_URL=url)
     assert result.code == 0, result.message
     assert tables(database) == ["app.alembic_version", "app.t1", "app.t2"]
@@ -468,7 +467,7 @@ def test_sessions_on_the_target_have_our_settings_and_no_other_has(
     head = f"import json\nimport psycopg\nSETTINGS, OTHER = {SETTINGS!r}, {other.url!r}"
     tree.add("r3", READ_BACK, down="r2", head=head)
     timeouts = {"ALEMBIC_ENTRYPOINT_DDL_LOCK_TIMEOUT": "7", "ALEMBIC_ENTRYPOINT_STATEMENT_TIMEOUT": "90"}
-    result = migrate(tree, DATABASE_URL=url_on(driver, database), **timeouts)
+    result = migrate(tree, DATABASE_URL=database.url_on(driver), **timeouts)
     assert result.code == 0, result.stderr
     found = json.loads((tmp_path / "found").read_text())
     name = f"alembic-entrypoint migrating {socket.gethostname()}"[:63]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from env_forms import DRIVERS, assert_migrated, env_on, env_py, ini_with, migrate, recorded, tables, tree_in, url_on
+from env_forms import assert_migrated, env_on, env_py, ini_with, migrate, recorded, tables, tree_in
 
-from projects import project
+from projects import DRIVERS, project
 from servers import Database
 
 pytestmark = pytest.mark.wide
@@ -71,7 +71,7 @@ def test_one_transaction_for_each_migration_and_none_for_what_runs_in_autocommit
     concurrently = "op.execute('CREATE INDEX CONCURRENTLY t3_id ON t3 (id)')"
     steps = ["op.execute('CREATE TABLE t3 (id int)')", f"with op.get_context().autocommit_block():\n    {concurrently}"]
     tree.add("r3", "\n".join([*steps, "op.execute('COMMENT ON INDEX t3_id IS $$built$$')"]), down="r2")
-    result = migrate(tree, DATABASE_URL=url_on(driver, database))
+    result = migrate(tree, DATABASE_URL=database.url_on(driver))
     assert result.code == 0, result.message
     assert recorded(database) == ["r3"]
     # The migrations' own transactions: each row of pg_class was made by another one.

@@ -11,11 +11,11 @@ from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 import pytest
-from env_forms import DRIVERS, env_on, recorded, tree_in
+from env_forms import env_on, recorded, tree_in
 from psycopg import sql
 
 from commands import Running, started
-from projects import Project
+from projects import DRIVERS, Project
 from servers import Database, Server, fresh_database, own_server, wait_until
 
 pytestmark = pytest.mark.wide

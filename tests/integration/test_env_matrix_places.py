@@ -12,7 +12,6 @@ import alembic
 import pytest
 from env_forms import (
     DEAD,
-    DRIVERS,
     assert_migrated,
     env_on,
     env_py,
@@ -21,11 +20,10 @@ from env_forms import (
     recorded,
     tables,
     tree_in,
-    url_on,
 )
 
 from commands import entrypoint
-from projects import Project, project
+from projects import DRIVERS, Project, project
 from servers import Database, Server, fresh_database
 
 pytestmark = pytest.mark.wide
@@ -56,7 +54,7 @@ def test_a_template_of_alembic_with_the_url_in_its_ini(tmp_path: Path, database:
     ini = tmp_path / "alembic.ini"
     placeholder = "driver://user:pass@localhost/dbname"
     assert placeholder in ini.read_text()
-    ini.write_text(ini.read_text().replace(placeholder, url_on(driver_of(template), database)))
+    ini.write_text(ini.read_text().replace(placeholder, database.url_on(driver_of(template))))
     assert_migrated(migrate(tree), database)
 
 
@@ -65,7 +63,7 @@ def test_a_template_of_alembic_with_the_url_in_the_environment(
     tmp_path: Path, database: Database, template: str
 ) -> None:
     tree = init(tmp_path, template)
-    result = migrate(tree, DATABASE_URL=url_on(driver_of(template), database))
+    result = migrate(tree, DATABASE_URL=database.url_on(driver_of(template)))
     assert_migrated(result, database)
 
 
@@ -74,7 +72,7 @@ def test_a_template_of_alembic_with_the_url_in_an_imported_settings_object(
     tmp_path: Path, database: Database, template: str
 ) -> None:
     tree = init(tmp_path, template)
-    tree.write("app/settings.py", f"class Settings:\n    url = {url_on(driver_of(template), database)!r}\n")
+    tree.write("app/settings.py", f"class Settings:\n    url = {database.url_on(driver_of(template))!r}\n")
     env = tmp_path / "migrations" / "env.py"
     text = env.read_text()
     assert "config = context.config\n" in text
@@ -131,7 +129,7 @@ def test_a_url_hard_coded_to_another_live_database_gives_way_to_database_url(
     tmp_path: Path, server: Server, database: Database
 ) -> None:
     with fresh_database(server) as other:
-        tree = tree_in(tmp_path, env_py(f"create_engine({url_on('psycopg', other)!r})"))
+        tree = tree_in(tmp_path, env_py(f"create_engine({other.url_on('psycopg')!r})"))
         assert_migrated(migrate(tree, database), database)
         assert tables(other) == []
 
@@ -150,12 +148,12 @@ def test_an_ini_that_names_sqlite_gives_way_to_database_url(tmp_path: Path, data
 def test_a_placeholder_url_in_the_ini_that_env_py_overrides_does_not_count(tmp_path: Path, database: Database) -> None:
     env = env_py(above="config.set_main_option('sqlalchemy.url', os.environ['APP_DB'])")
     tree = tree_in(tmp_path, env, ini=ini_with("postgresql://user:pass@localhost/db"))
-    assert_migrated(migrate(tree, APP_DB=url_on("psycopg", database)), database)
+    assert_migrated(migrate(tree, APP_DB=database.url_on("psycopg")), database)
 
 
 def test_the_same_database_by_another_name_is_the_target(tmp_path: Path, database: Database) -> None:
-    elsewhere = url_on("psycopg", database).replace("127.0.0.1", "localhost")
-    assert elsewhere != url_on("psycopg", database)
+    elsewhere = database.url_on("psycopg").replace("127.0.0.1", "localhost")
+    assert elsewhere != database.url_on("psycopg")
     tree = tree_in(tmp_path, env_py(f"create_engine({elsewhere!r})"))
     assert_migrated(migrate(tree, database), database)
 
@@ -179,7 +177,7 @@ def test_a_unix_socket_in_database_url_is_used(tmp_path: Path, server: Server, d
 
 
 def test_an_interpolated_percent_in_the_url_of_the_ini(tmp_path: Path, database: Database) -> None:
-    url = url_on("psycopg", database).replace("postgres@", "postgres:per%25cent@")
+    url = database.url_on("psycopg").replace("postgres@", "postgres:per%25cent@")
     tree = tree_in(tmp_path, env_py(), ini=ini_with(url))
     assert "per%%25cent" in (tmp_path / "alembic.ini").read_text()
     assert_migrated(migrate(tree), database)
@@ -261,9 +259,9 @@ def test_python_names_the_interpreter_that_has_the_apps_packages(
     driver = "asyncpg"
     check = "import importlib.util\nassert importlib.util.find_spec('structlog') is None\nimport only_there\n"
     tree = tree_in(tmp_path, check + env_on(driver))
-    result = migrate(tree, DATABASE_URL=url_on(driver, database))
+    result = migrate(tree, DATABASE_URL=database.url_on(driver))
     assert result.code == 78
-    result = migrate(tree, DATABASE_URL=url_on(driver, database), ALEMBIC_ENTRYPOINT_PYTHON=other_python)
+    result = migrate(tree, DATABASE_URL=database.url_on(driver), ALEMBIC_ENTRYPOINT_PYTHON=other_python)
     assert_migrated(result, database)
 
 

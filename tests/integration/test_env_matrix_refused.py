@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from env_forms import env_py, ini_with, migrate, schemas, tables, tree_in, url_on
+from env_forms import env_py, ini_with, migrate, schemas, tables, tree_in
 
 from projects import Project
 from servers import Database, Server, fresh_database
@@ -144,10 +144,10 @@ def test_an_env_py_that_writes_to_another_database_first_must_be_told_the_url(
     # Without a URL the first place that it connects to is taken for the target, until another reaches configure().
     other.execute("CREATE TABLE audit (line text)")
     second = f"""
-with create_engine({url_on("psycopg", other)!r}).begin() as second:
+with create_engine({other.url_on("psycopg")!r}).begin() as second:
     second.execute(text("INSERT INTO audit VALUES ('here')"))
 """
-    tree = tree_in(tmp_path, env_py(f"create_engine({url_on('psycopg', database)!r})", above=second))
+    tree = tree_in(tmp_path, env_py(f"create_engine({database.url_on('psycopg')!r})", above=second))
     result = migrate(tree)
     assert result.code == 78
     assert f"env.py migrates {database.name} at" in result.message
@@ -167,7 +167,7 @@ def test_the_multidb_template(tmp_path: Path, database: Database, other: Databas
         name = "" if n == 1 else str(n)
         placeholder = f"driver://user:pass@localhost/dbname{name}\n"
         assert placeholder in text
-        text = text.replace(placeholder, url_on("psycopg", each) + "\n")
+        text = text.replace(placeholder, each.url_on("psycopg") + "\n")
     ini.write_text(text)
     tree = Project(tmp_path)
     tree.write(
@@ -203,7 +203,7 @@ with engine.connect() as connection:
 def test_a_loop_over_tenants_schemas(tmp_path: Path, database: Database, configure: str, is_given: bool) -> None:
     database.execute("CREATE SCHEMA red; CREATE SCHEMA blue")
     tree = tree_in(
-        tmp_path, TENANTS.format(before="pass", configure=configure), ini=ini_with(url_on("psycopg", database))
+        tmp_path, TENANTS.format(before="pass", configure=configure), ini=ini_with(database.url_on("psycopg"))
     )
     result = migrate(tree, database if is_given else None)
     assert result.code == 78

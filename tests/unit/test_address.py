@@ -245,3 +245,21 @@ def test_tls_parameters_are_libpqs() -> None:
     assert TLS_PARAMETERS < LIBPQ_PARAMETERS
     assert {"sslmode", "sslrootcert", "gssencmode"} <= TLS_PARAMETERS
     assert "service" not in TLS_PARAMETERS
+
+
+class Token:
+    """What a program gives to log in with."""
+
+    def __init__(self) -> None:
+        self.known = {"user": "lent", "password": "token"}
+        self.refusal = ""
+
+    def renew(self) -> bool:
+        return False
+
+
+def test_what_is_lent_to_log_in_with_gives_way_to_what_the_address_names() -> None:
+    address = Address({"host": "db", "user": "me"}, credentials=Token())
+    assert address.login == {"host": "db", "user": "me", "password": "token"}
+    assert Address({"host": "db"}).login == {"host": "db"}
+    assert "token" not in repr(address)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -105,15 +104,11 @@ def _connecting_through(connect: Callable[..., Any]) -> Callable[..., Any]:
 
 # --- psycopg -----------------------------------------------------------------------------------------------------
 
-#: Whose modules may hold libpq's own connection.
-_OURS = frozenset(["psycopg", "psycopg_binary", "psycopg_c", "psycopg_pool", "sqlalchemy", "alembic_entrypoint"])
-
 
 def _watch_psycopg(psycopg: Any, told: Watch) -> None:
     for cls in (psycopg.Cursor, psycopg.AsyncCursor, psycopg.ServerCursor, psycopg.AsyncServerCursor):
         _watch_methods(cls, ("execute", "executemany", "stream", "copy"), told.seen, _sent)
     _watch_commits(psycopg, told)
-    _guard_libpq(psycopg, told)
 
 
 def _watch_commits(psycopg: Any, told: Watch) -> None:
@@ -145,57 +140,6 @@ def _watch_commits(psycopg: Any, told: Watch) -> None:
         return (yield from statement(self, query, *values, **keys))
 
     connections._exec_command, cursors._execute_gen = watched_command, watched_statement
-
-
-def _guard_libpq(psycopg: Any, told: Watch) -> None:
-    """End what goes past the driver, in which nothing could be watched: it is written in C."""
-    original: Any = psycopg.pq.PGconn
-
-    def made(connect: Callable[[bytes], Any], conninfo: bytes) -> Any:
-        if not is_connecting():
-            told.end("connects through libpq itself")
-        return connect(conninfo)
-
-    class Meta(type(original)):  # type: ignore[misc]
-        def __instancecheck__(cls, instance: object) -> bool:
-            return isinstance(instance, original)
-
-    class PGconn(original, metaclass=Meta):  # type: ignore[misc]
-        @classmethod
-        def connect(cls, conninfo: bytes) -> Any:
-            return made(original.connect, conninfo)
-
-        @classmethod
-        def connect_start(cls, conninfo: bytes) -> Any:
-            return made(original.connect_start, conninfo)
-
-    class Raw:
-        """libpq's connection, in the hands of others: it can be asked, and sends nothing."""
-
-        def __init__(self, connection: Any) -> None:
-            self.__connection = connection
-
-        def __getattr__(self, name: str) -> Any:
-            if name.startswith(("exec", "send", "prepare", "put_copy")):
-                told.end(f"calls libpq itself, PGconn.{name}")
-            return getattr(self.__connection, name)
-
-    def pgconn(self: Any) -> Any:
-        connection = self.__dict__["pgconn"]
-        caller = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0]
-        return connection if caller in _OURS else Raw(connection)
-
-    def set_pgconn(self: Any, connection: Any) -> None:
-        self.__dict__["pgconn"] = connection
-
-    for module in [each for name, each in sys.modules.items() if name.partition(".")[0] in _OURS]:
-        if module.__dict__.get("PGconn") is original:
-            module.PGconn = PGconn  # type: ignore[attr-defined]
-    connections = next(each for each in psycopg.Connection.__mro__ if "_exec_command" in each.__dict__)
-    connections.pgconn = property(pgconn, set_pgconn)
-    for cls in (psycopg.Connection, psycopg.AsyncConnection):
-        cls.connect = classmethod(_connecting_through(cls.connect.__func__))
-    psycopg.connect = psycopg.Connection.connect
 
 
 # --- asyncpg -----------------------------------------------------------------------------------------------------

@@ -8,11 +8,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from test_signal_moments import ASYNC_ENV, DRIVERS, address
 from witness import closed_gate, has_witness, measured, off, prepare, witnessed
 
 from commands import Running, started
-from projects import ENV, Project
+from projects import ASYNC_ENV, DRIVERS, ENV, Project
 from servers import Database, Server, fresh_database, wait_until
 
 pytestmark = pytest.mark.faults
@@ -66,7 +65,7 @@ def test_ten_waiters_do_not_stall_a_concurrent_build(tmp_path: Path, watched_ser
     for waiting in (0, 10):
         with fresh_database(watched_server) as database:
             prepare(database)
-            took[waiting] = seconds_to_build(tree, database, address(database, driver), waiting)
+            took[waiting] = seconds_to_build(tree, database, {"DATABASE_URL": database.url_on(driver)}, waiting)
     measured("CONCURRENTLY", driver=driver, alone=took[0], ten_waiting=took[10])
     # Ten polls a second and a busy machine's moment; who waits inside PostgreSQL would stall it for ever.
     assert took[10] < 1.25 * took[0] + 0.5
@@ -74,7 +73,7 @@ def test_ten_waiters_do_not_stall_a_concurrent_build(tmp_path: Path, watched_ser
 
 def test_waiters_that_block_inside_postgresql_stall_a_concurrent_build(tmp_path: Path, watched: Database) -> None:
     tree = index_tree(tmp_path, "psycopg")
-    env = {**address(watched, "psycopg"), **off(tmp_path, "polling")}
+    env = {"DATABASE_URL": watched.url_on("psycopg"), **off(tmp_path, "polling")}
     with building(tree, watched, env, 2) as runs:
         wait_until(lambda: has_witness(watched, "concurrently"), 60)
         begun = time.monotonic()
@@ -157,7 +156,7 @@ def test_what_is_concurrent_waits_for_open_writers_however_long_and_is_valid(
     tmp_path: Path, watched: Database, driver: str
 ) -> None:
     """With a lock timeout it would give up and leave an INVALID index behind [E11, R12]."""
-    with beside_writers(concurrent_tree(tmp_path, driver), watched, address(watched, driver)) as run:
+    with beside_writers(concurrent_tree(tmp_path, driver), watched, {"DATABASE_URL": watched.url_on(driver)}) as run:
         result = run.end(60)
     assert result.code == 0, result.stderr
     assert watched.query(INVALID) == []
@@ -167,7 +166,7 @@ def test_what_is_concurrent_waits_for_open_writers_however_long_and_is_valid(
 
 
 def test_with_a_lock_timeout_what_is_concurrent_leaves_an_invalid_index(tmp_path: Path, watched: Database) -> None:
-    env = {**address(watched, "psycopg"), **off(tmp_path, "exemption")}
+    env = {"DATABASE_URL": watched.url_on("psycopg"), **off(tmp_path, "exemption")}
     with beside_writers(concurrent_tree(tmp_path, "psycopg"), watched, env) as run:
         result = run.end(60)
     assert result.code == 1, result.stderr

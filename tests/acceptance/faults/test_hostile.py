@@ -10,13 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from test_signal_moments import ASYNC_ENV, address
-from witness import PER_MIGRATION, has_witness, lines_of, off, sessions, violations, witnessed
+from witness import has_witness, lines_of, off, sessions, violations, witnessed
 
 from alembic_entrypoint.postgres.session import SESSION
 from alembic_entrypoint.worker.messages import LOCK_B, LOCK_CLASS
 from commands import started
-from projects import ENV, Project
+from projects import ASYNC_ENV, ENV, PER_MIGRATION, Project
 from servers import Database, is_running, processes_of, wait_until
 
 pytestmark = pytest.mark.faults
@@ -86,7 +85,7 @@ def seen_after_each(folder: Path, database: Database, driver: str, env: str, **e
         outside = "" if driver == "asyncpg" and name in FORGETTING else LOOK_OUTSIDE
         tree.add(f"h{n}", body, down=f"look{n - 1}" if n else None)
         tree.add(f"look{n}", f'{LOOK}{outside}op.execute("{MEND}")'.format(name), down=f"h{n}")
-    ours = {**address(database, driver), "ALEMBIC_ENTRYPOINT_IGNORE": "public.seen"}
+    ours = {"DATABASE_URL": database.url_on(driver), "ALEMBIC_ENTRYPOINT_IGNORE": "public.seen"}
     with started(tree.folder, "migrate", env={**ours, **extra}) as run:
         result = run.end(90)
     assert result.code == 0, result.stderr

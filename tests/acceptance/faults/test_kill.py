@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 from witness import (
-    PER_MIGRATION,
     SLOW_RECORDING,
     VERSION_TABLE,
     WITNESS,
@@ -33,7 +32,7 @@ from witness import (
 
 from alembic_entrypoint.worker.messages import LOCK_A, LOCK_CLASS
 from commands import Result, Running, started
-from projects import ENV, Project
+from projects import ENV, PER_MIGRATION, Project
 from servers import Database, Server, fresh_database, processes_of, wait_until
 
 pytestmark = pytest.mark.faults

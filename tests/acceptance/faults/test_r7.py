@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 from witness import (
-    PER_MIGRATION,
     has_witness,
     in_rounds,
     lines_of,
@@ -30,7 +29,7 @@ from witness import (
 )
 
 from commands import Running, started
-from projects import Project
+from projects import PER_MIGRATION, Project
 from servers import Database, Server, wait_until
 
 pytestmark = pytest.mark.faults

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from test_signal_moments import ASYNC_ENV, DRIVERS, address
 from witness import (
     HAS_ALL_ROUNDS,
-    PER_MIGRATION,
     SETTINGS,
     WITNESS,
     closed_gate,
@@ -30,7 +28,7 @@ from alembic_entrypoint.address import parse
 from alembic_entrypoint.lock import locked
 from alembic_entrypoint.worker.messages import LOCK_A, LOCK_CLASS
 from commands import Running, started
-from projects import ENV, Project, committing_each, project
+from projects import ASYNC_ENV, DRIVERS, ENV, PER_MIGRATION, Project, committing_each, project
 from servers import Database, Server, fresh_database, own_server, standby_of, wait_until
 
 pytestmark = pytest.mark.faults
@@ -71,7 +69,7 @@ def terminate(database: Database, name: str) -> None:
 
 def test_a_terminated_lock_session_cancels_the_worker_and_ends_with_75(tmp_path: Path, watched: Database) -> None:
     tree = a_tree(tmp_path, "within", "psycopg2", 2, 20)
-    with started(tree.folder, "run", "echo", "the app", env=address(watched, "psycopg2")) as run:
+    with started(tree.folder, "run", "echo", "the app", env={"DATABASE_URL": watched.url_on("psycopg2")}) as run:
         wait_until(lambda: has_witness(watched, "r1"), 60)
         terminate(watched, LOCK_SESSION)
         began = time.monotonic()
@@ -97,7 +95,7 @@ def test_unwatched_a_terminated_lock_session_is_not_noticed(tmp_path: Path, watc
 
 def test_a_lost_lock_after_something_was_committed_ends_with_1(tmp_path: Path, watched: Database) -> None:
     tree = a_tree(tmp_path, "one by one", "asyncpg", 2, 1)
-    with started(tree.folder, "migrate", env=address(watched, "asyncpg")) as run:
+    with started(tree.folder, "migrate", env={"DATABASE_URL": watched.url_on("asyncpg")}) as run:
         wait_until(lambda: has_witness(watched, "r2"), 60)
         terminate(watched, LOCK_SESSION)
         result = run.end(20)
@@ -108,7 +106,7 @@ def test_a_lost_lock_after_something_was_committed_ends_with_1(tmp_path: Path, w
 
 def test_a_terminated_worker_session_ends_with_75_and_the_database_as_before(tmp_path: Path, watched: Database) -> None:
     tree = a_tree(tmp_path, "together", "asyncpg", 2, 20)
-    with started(tree.folder, "migrate", env=address(watched, "asyncpg")) as run:
+    with started(tree.folder, "migrate", env={"DATABASE_URL": watched.url_on("asyncpg")}) as run:
         wait_until(lambda: has_witness(watched, "r1"), 60)
         terminate(watched, WORKER_SESSION)
         result = run.end(20)
@@ -144,7 +142,7 @@ def test_a_restart_of_the_server_is_survived_or_ends_cleanly(
         prepare(database)
         if moment == "waiting":
             server.stop(mode)
-        with started(tree.folder, "migrate", env=address(database, driver)) as run:
+        with started(tree.folder, "migrate", env={"DATABASE_URL": database.url_on(driver)}) as run:
             wait_until(lambda: MOMENTS[moment](run, database), 60)
             server.stop(mode)
             server.start()
@@ -155,7 +153,7 @@ def test_a_restart_of_the_server_is_survived_or_ends_cleanly(
         assert done == ["r3"] or result.code != 0
         assert done == [] or result.code != 75, result.stderr
         assert result.code != 1 or "committed" in result.message or "rolled back" in result.message, result.stderr
-        with started(tree.folder, "migrate", env=address(database, driver), name="again") as again:
+        with started(tree.folder, "migrate", env={"DATABASE_URL": database.url_on(driver)}, name="again") as again:
             assert again.end(60).code == 0
         assert recorded(database) == ["r3"]
         assert violations(database) == []
@@ -166,7 +164,7 @@ def test_a_restart_while_another_holds_the_lock_ends_that_one_and_who_waits_goes
     with own_server(18, SETTINGS) as server:
         database = Database(server, "postgres")
         prepare(database)
-        env = address(database, "psycopg2")
+        env = {"DATABASE_URL": database.url_on("psycopg2")}
         with closed_gate(database), started(tree.folder, "migrate", env=env, name="holder") as holder:
             wait_until(lambda: has_witness(database, "gate"), 60)
             with started(tree.folder, "migrate", env=env, name="waiter") as waiter:
@@ -385,7 +383,7 @@ def code_without_a_slot(folder: Path, server: Server, driver: str, **extra: str)
     with (
         fresh_database(server) as database,
         ExitStack() as others,
-        started(folder, "migrate", env={**address(database, driver), **extra}) as run,
+        started(folder, "migrate", env={"DATABASE_URL": database.url_on(driver), **extra}) as run,
     ):
         wait_until(lambda: (folder / "here").exists(), 60)
         with suppress(psycopg.OperationalError):

@@ -32,33 +32,11 @@ from witness import (
 
 from alembic_entrypoint.worker.messages import LOCK_A, LOCK_CLASS
 from commands import Running, started
-from projects import ENV, Project, project
+from projects import ASYNC_ENV, DRIVERS, ENV, Project, project
 from servers import Database, Server, fresh_database, own_server, processes_with, signals_of, wait_until
 
 pytestmark = pytest.mark.faults
 
-ASYNC_ENV = """
-import asyncio
-from alembic import context
-from sqlalchemy import pool
-from sqlalchemy.ext.asyncio import create_async_engine
-
-
-def run(connection):
-    context.configure(connection=connection)
-    with context.begin_transaction():
-        context.run_migrations()
-
-
-async def run_online():
-    engine = create_async_engine(context.config.get_main_option("sqlalchemy.url"), poolclass=pool.NullPool)
-    async with engine.connect() as connection:
-        await connection.run_sync(run)
-
-
-asyncio.run(run_online())
-"""
-DRIVERS = ("psycopg", "psycopg2", "asyncpg")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 #: Two seconds are promised, and what was really taken is among the figures. `make test-all` may be in a hurry.
 LIMIT = 2.0 if float(os.environ.get("FAULT_ROUNDS") or 0) >= 1 else 3.0
@@ -92,8 +70,7 @@ def tree_of(kind: str, driver: str, folder: Path) -> Project:
 
 
 def variables(tree: Project, database: Database, driver: str) -> dict[str, str]:
-    url = database.url.replace("postgresql://", f"postgresql+{driver}://")
-    return {"DATABASE_URL": f"{url}?connect_timeout=2", "MARK": str(tree.folder)}
+    return {"DATABASE_URL": f"{database.url_on(driver)}?connect_timeout=2", "MARK": str(tree.folder)}
 
 
 def left_of(tree: Project, database: Database, driver: str) -> str:
