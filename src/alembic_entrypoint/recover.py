@@ -17,7 +17,7 @@ from alembic_entrypoint.decide import Action, Decision, State
 from alembic_entrypoint.errors import Denied, Ended, Refused, TryAgain
 from alembic_entrypoint.facts import Facts, Graph
 from alembic_entrypoint.keeper import Keeper
-from alembic_entrypoint.lock import Lock
+from alembic_entrypoint.lock import Lock, LockLost
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.observe import logged, recorded_now
 from alembic_entrypoint.postgres.book import Book
@@ -45,15 +45,12 @@ def recover(lock: Lock, settings: Settings, target: Target, keeper: Keeper, fact
         )
     log("schema.observed", state=decision.state.value, **logged(facts))
     only = asked_about(facts, decision)
-    proof = prove(
-        lock.connection,
-        settings,
-        target,
-        facts,
-        only=only,
-        known=keeper.known_replays(facts),
-        tick=lock.check_alive,
-    )
+    known = keeper.known_replays(facts)
+    try:
+        proof = prove(lock.connection, settings, target, facts, only=only, known=known, tick=lock.check_alive)
+    except LockLost as lost:
+        lost.message += " Nothing was changed."
+        raise
     keeper.keep_replays(facts, proof.document)
     if proof.outcome is Outcome.BASE:
         keeper.is_base = True

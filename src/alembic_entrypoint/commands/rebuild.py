@@ -94,7 +94,7 @@ def _functions(snapshot: Snapshot) -> frozenset[Name]:
 
 def _show(look: Looked, shown: tuple[Standing, ...], write: Write) -> None:
     write(look.words)
-    write(f"These {len(shown)} would be dropped, with every row in them, and made again empty:")
+    write(f"These {len(shown)} would be dropped, with every row and every grant on them, and made again empty:")
     for each in shown:
         write(f"  {each}")
     if look.settings.backup is None:
