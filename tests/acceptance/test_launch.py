@@ -103,7 +103,8 @@ def test_the_app_is_the_process_that_was_started_with_its_streams_and_folder(set
 #: among its descendants (prctl(2), PR_GET_CHILD_SUBREAPER), which only the process itself can see. The shell reads the
 #: masks by itself: while it starts another program, all signals are blocked.
 POSSESSIONS = """
-ls -l /proc/$$/fd; while read -r name value; do echo "$name$value"; done < /proc/$$/status; echo children: $(cat /proc/$$/task/$$/children)
+ls -l /proc/$$/fd; while read -r name value; do echo "$name$value"; done < /proc/$$/status
+echo children: $(cat /proc/$$/task/$$/children)
 exec "$0" -c 'import ctypes; answer = ctypes.c_int(); ctypes.CDLL(None).prctl(37, ctypes.byref(answer), 0, 0, 0)
 print("subreaper:", answer.value)'
 """
@@ -187,8 +188,8 @@ def test_descriptors_signals_and_children_are_those_that_came_with_us(
     assert ("".join(acted), (tmp_path / "looked").exists()) == WAYS[way]
     opened = [line.split()[-3] for line in lines if " -> " in line]
     assert sorted(opened) == sorted(["0", "1", "2", str(writing)])
-    # Signals 32 and 33 are the C library's own: nobody can set them, and what an ancestor left there is not ours. Nor is
-    # what it ignores on purpose, as nohup does.
+    # Signals 32 and 33 are the C library's own: nobody can set them, and what an ancestor left there is not ours. Nor
+    # is what it ignores on purpose, as nohup does.
     ancestors = 0b11 << 31 | (signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)
     assert {int(values[name], 16) & ~ancestors for name in ("SigIgn", "SigBlk", "SigPnd")} == {0}
     assert int(values["subreaper"]) == was_subreaper
