@@ -23,6 +23,7 @@ from env_forms import (
     tree_in,
 )
 
+from alembic_entrypoint.worker.messages import PIPE_CLOSED
 from commands import entrypoint, environment, started
 from servers import Database, Server, fresh_database, is_running, processes_with, wait_until
 
@@ -221,6 +222,13 @@ def test_an_env_py_that_closes_the_pipe_of_its_worker_is_told_so(
     assert "closed file descriptors that it had not opened" in result.message
     assert "os.closerange" in result.message
     assert tables(database) == []
+
+
+@pytest.mark.parametrize("act", ["next_word()", "tell('started')"])
+def test_a_worker_whose_pipes_are_closed_ends_with_a_status_of_its_own(act: str) -> None:
+    """Whichever of its threads comes first."""
+    closed = f"import os\nfrom alembic_entrypoint.worker.parent import Parent\nParent(90, 91).{act}"
+    assert subprocess.run([sys.executable, "-c", closed], check=False).returncode == PIPE_CLOSED
 
 
 def test_a_migration_that_closes_the_pipe_of_its_worker_is_told_so(tmp_path: Path, database: Database) -> None:

@@ -31,8 +31,7 @@ class Parent:
             try:
                 write(self._writing, {"said": said, **keys})
             except OSError as error:
-                if error.errno == errno.EBADF:
-                    os._exit(PIPE_CLOSED)
+                _end_if_closed(error)
                 raise
 
     def next_word(self) -> Message:
@@ -59,7 +58,8 @@ class Parent:
     def _read(self) -> bytes:
         try:
             return os.read(self._reading, 1 << 16)
-        except OSError:
+        except OSError as error:
+            _end_if_closed(error)
             return b""
 
     def _end(self) -> NoReturn:
@@ -70,6 +70,12 @@ class Parent:
                 # What a migration forked keeps our sockets, and with them the fence, for as long as it lives.
                 os.killpg(0, signal.SIGKILL)
             os._exit(1)
+
+
+def _end_if_closed(error: OSError) -> None:
+    """End the process where what runs in it has closed our pipes."""
+    if error.errno == errno.EBADF:
+        os._exit(PIPE_CLOSED)
 
 
 class Work:
