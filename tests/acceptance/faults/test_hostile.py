@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from witness import has_witness, lines_of, off, sessions, violations, witnessed
+from witness import has_witness, lines_of, off, violations, witnessed
 
 from alembic_entrypoint.postgres.session import SESSION
 from alembic_entrypoint.worker.messages import LOCK_B, LOCK_CLASS
@@ -120,8 +120,8 @@ def test_without_the_renewal_a_hostile_migration_takes_them(tmp_path: Path, watc
     assert {name.removesuffix(", outside") for name in impatient} == {"RESET ALL", "a pg_dump preamble", "DISCARD ALL"}
 
 
-def test_without_the_fence_no_connection_holds_a_share(tmp_path: Path, watched: Database) -> None:
-    seen = seen_after_each(tmp_path, watched, "psycopg", ENV, **off(tmp_path, "fence"))
+def test_without_the_share_no_connection_is_fenced(tmp_path: Path, watched: Database) -> None:
+    seen = seen_after_each(tmp_path, watched, "psycopg", ENV, **off(tmp_path, "share"))
     assert not any(seen[name][0] for name in ("nothing", "its own engine", "its raw connection"))
 
 
@@ -137,6 +137,14 @@ def test_a_pg_dump_preamble_that_hides_the_version_table_fails_and_is_rolled_bac
     assert 'relation "alembic_version" does not exist' in result.message
     assert "The database is as before: nothing was committed." in result.message
     assert watched.query("SELECT to_regclass('t1'), to_regclass('alembic_version')") == [(None, None)]
+
+
+#: Which sessions of other workers are there in a migration.
+BESIDE = """
+CREATE TABLE beside AS SELECT pid FROM pg_stat_activity
+ WHERE datname = current_database() AND pid <> pg_backend_pid()
+       AND application_name LIKE 'alembic-entrypoint migrating%'
+"""
 
 
 @contextmanager
@@ -162,7 +170,12 @@ time.sleep(60)
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             run.end()
-        tree.add("r2", "op.execute(f\"SELECT witness({os.getpid()}, 'r2')\")", down="r1", head="import os")
+        tree.add(
+            "r2",
+            f"op.execute(f\"SELECT witness({{os.getpid()}}, 'r2')\")\nop.execute({BESIDE!r})",
+            down="r1",
+            head="import os",
+        )
         yield tree, env
     finally:
         over.touch()
@@ -179,6 +192,7 @@ def test_a_forked_child_that_keeps_the_socket_keeps_the_fence(tmp_path: Path, wa
     with started(tree.folder, "migrate", env={**env, "ALEMBIC_ENTRYPOINT_LOCK_WAIT": "60"}, name="third") as third:
         assert third.end(90).code == 0
     assert violations(watched) == []
+    assert watched.query("SELECT count(*) FROM beside") == [(0,)]
 
 
 def test_who_does_not_wait_for_the_fence_migrates_beside_a_forked_child(tmp_path: Path, watched: Database) -> None:
@@ -187,7 +201,7 @@ def test_who_does_not_wait_for_the_fence_migrates_beside_a_forked_child(tmp_path
         started(tree.folder, "migrate", env={**env, **off(tmp_path, "clearing")}, name="second") as second,
     ):
         assert second.end(60).code == 0
-        assert len(sessions(watched)) == 1, "the one that the child keeps"
+    assert watched.query("SELECT count(*) FROM beside") == [(1,)], "the session that the child keeps"
 
 
 @contextmanager
