@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 #: What a fact can say. A tuple keeps an order that counts, or is sorted where none does.
@@ -94,5 +94,6 @@ def ignoring(ignore: Collection[Pattern]) -> Callable[[Value, Value], bool]:
     return is_ignored
 
 
+@cache
 def _glob(pattern: str) -> re.Pattern[str]:
     return re.compile(".*".join(map(re.escape, pattern.split("*"))), re.DOTALL)

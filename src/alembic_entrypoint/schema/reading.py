@@ -50,6 +50,8 @@ class _Catalog(NamedTuple):
     """Where names of objects are: the server's own have lower oids."""
 
     name: str
+    #: the catalog's own oid
+    oid: int
     #: one letter for what it is, and the oid of its schema, as SQL
     kind: str
     column: str
@@ -61,17 +63,13 @@ class _Catalog(NamedTuple):
 _CATALOGS = (
     _Catalog(
         "pg_class",
+        1259,
         "CASE relkind WHEN 'c' THEN 't' WHEN 'S' THEN 's' ELSE 'r' END || relnamespace",
         "relname",
-        f"relkind IN ('r', 'p', 'f', 'v', 'm', 'c', 'S') AND oid NOT IN ({_MEMBERS.format(1259)})",
+        "relkind IN ('r', 'p', 'f', 'v', 'm', 'c', 'S')",
     ),
-    _Catalog(
-        "pg_type",
-        "'t' || typnamespace",
-        "typname",
-        f"typtype IN ('d', 'e', 'r') AND oid NOT IN ({_MEMBERS.format(1247)})",
-    ),
-    _Catalog("pg_proc", "'f' || pronamespace", "proname", f"oid NOT IN ({_MEMBERS.format(1255)})"),
+    _Catalog("pg_type", 1247, "'t' || typnamespace", "typname", "typtype IN ('d', 'e', 'r')"),
+    _Catalog("pg_proc", 1255, "'f' || pronamespace", "proname", "true"),
 )
 #: Schemas and extensions, which are few, as lines. Pages: pg_namespace, pg_extension.
 _PLACES = f"""
@@ -86,48 +84,53 @@ NAMES = (
     "SELECT pg_catalog.string_agg(line, pg_catalog.chr(30)) FROM ("
     + " UNION ALL ".join(
         f"SELECT {each.kind} || pg_catalog.chr(31) || {each.column} AS line FROM pg_catalog.{each.name} "
-        f"WHERE oid >= 16384 AND {each.where}"
+        f"WHERE oid >= 16384 AND {each.where} AND oid NOT IN ({_MEMBERS.format(each.oid)})"
         for each in _CATALOGS
     )
     + f" UNION ALL {_PLACES}) AS lines"
 )
-#: What has come or changed since the last answer in the same session, and how many there are in all: asked after each
-#: migration, of which each adds a few. Gives the changed ones as lines behind catalog and oid, the places, the number.
-#: Whether a row of a catalog is new, it tells itself: by the transaction that wrote it, and within that one by the
-#: number of the command (Page: "System Columns"). What was seen last is kept as settings of the session, which a
-#: rollback takes back together with what it undoes; where they are lost, everything counts as new.
-NEW_NAMES = (
-    """
+
+
+def _counted(what: str) -> str:
+    return " + ".join(f"pg_catalog.pg_stat_get_xact_tuples_{what}({each.oid})" for each in _CATALOGS)
+
+
+def _newest(each: _Catalog) -> str:
+    return f"""
+    SELECT line, oid FROM (
+        SELECT oid, CASE WHEN {each.where} THEN {each.kind} || pg_catalog.chr(31) || {each.column} END AS line
+          FROM pg_catalog.{each.name} ORDER BY oid DESC
+         LIMIT (SELECT COALESCE(1 + now.came - seen.came, 0) FROM now, seen)
+    ) AS {each.name}"""
+
+
+#: What has come since the last answer in the same session, asked after each migration, of which each adds a few. Gives
+#: names as lines, the places as lines, and whether that is all: nothing else came, changed or went.
+#:
+#: New rows have the highest oids, and the server counts for each transaction how many came, changed and went. It may
+#: also count what was rolled back again, and not what other sessions do. As long as extensions have as many members as
+#: before, nothing new is theirs. What was seen last is kept as a setting of the session, which a rollback takes back.
+#: Pages: "Statistics Functions", pg_depend.
+NEW_NAMES = f"""
 WITH seen AS MATERIALIZED (
-    SELECT NULLIF(pg_catalog.current_setting('alembic_entrypoint.seen_transaction', true), '')::xid AS transaction,
-           NULLIF(pg_catalog.current_setting('alembic_entrypoint.seen_command', true), '')::int AS command
-), new AS MATERIALIZED ("""
-    + " UNION ALL ".join(
-        f"SELECT '{each.name} ' || c.oid || pg_catalog.chr(29) || {each.kind} || pg_catalog.chr(31) || {each.column} "
-        "AS line, c.xmin AS "
-        f"transaction, c.cmin::text::int AS command FROM pg_catalog.{each.name} AS c, seen WHERE c.oid >= 16384 AND "
-        "(seen.transaction IS NULL OR pg_catalog.age(c.xmin) < pg_catalog.age(seen.transaction) "
-        f"OR c.xmin = seen.transaction AND c.cmin::text::int > seen.command) AND {each.where}"
-        for each in _CATALOGS
-    )
-    + f""")
-SELECT (SELECT pg_catalog.string_agg(line, pg_catalog.chr(30)) FROM new),
+    SELECT s[1] AS transaction, s[2]::oid AS oid, s[3]::bigint AS came, s[4] AS others
+      FROM pg_catalog.string_to_array(pg_catalog.current_setting('alembic_entrypoint.seen', true), ' ') AS s
+), now AS MATERIALIZED (
+    SELECT pg_catalog.pg_current_xact_id()::text AS transaction,
+           GREATEST({", ".join(f"(SELECT max(oid) FROM pg_catalog.{each.name})" for each in _CATALOGS)}) AS oid,
+           {_counted("inserted")} AS came,
+           pg_catalog.concat_ws(':', pg_catalog.current_setting('track_counts'), {_counted("updated")},
+               {_counted("deleted")}, (SELECT pg_catalog.count(*) FROM pg_catalog.pg_depend
+                                        WHERE refclassid = 3079 AND deptype = 'e')) AS others
+), newest AS MATERIALIZED ({" UNION ALL ".join(map(_newest, _CATALOGS))})
+SELECT (SELECT pg_catalog.string_agg(line, pg_catalog.chr(30)) FROM newest WHERE newest.oid > seen.oid),
        (SELECT pg_catalog.string_agg(line, pg_catalog.chr(30)) FROM ({_PLACES}) AS places (line)),
-       ("""
-    + " + ".join(
-        f"(SELECT pg_catalog.count(*) FROM pg_catalog.{each.name} WHERE oid >= 16384 AND {each.where})"
-        for each in _CATALOGS
-    )
-    + """)::text,
-       pg_catalog.set_config('alembic_entrypoint.seen_command', GREATEST(
-           CASE WHEN seen.transaction = now.transaction THEN seen.command END,
-           (SELECT pg_catalog.max(command) FROM new WHERE new.transaction = now.transaction), -1)::text, false),
-       pg_catalog.set_config('alembic_entrypoint.seen_transaction', now.transaction::text, false)
-  FROM seen, (SELECT pg_catalog.pg_current_xact_id()::xid AS transaction) AS now
+       (now.transaction = seen.transaction AND now.others = seen.others AND now.others LIKE 'on:%'
+           AND now.came - seen.came = (SELECT pg_catalog.count(*) FROM newest WHERE newest.oid > seen.oid))::text,
+       pg_catalog.set_config('alembic_entrypoint.seen',
+                             pg_catalog.concat_ws(' ', now.transaction, now.oid, now.came, now.others), false)
+  FROM now, seen
 """
-)
-#: Have everything count as new.
-FORGET_NAMES = "SELECT pg_catalog.set_config('alembic_entrypoint.seen_transaction', '', false)"
 _KINDS = {"r": "relation", "s": "sequence", "t": "type", "f": "function"}
 
 

@@ -27,7 +27,8 @@ LONGEST_LINE = 1 << 14
 MOST_READS = 256
 #: Seconds between two looks at a worker that has closed a pipe, as its last act most often.
 ENDING_PAUSE = 0.01
-#: Seconds in which nobody looks after a migration has begun: being woken twice for each of a thousand slows them down.
+#: Seconds in which nobody looks after a migration has begun, or was replayed: being woken for each of a thousand slows
+#: them down.
 NAP = 0.01
 #: Above what `os.closerange(3, 256)` in somebody's env.py reaches, where the limit of open files is higher; below
 #: that limit there must be room for the pipes of two workers.
@@ -131,7 +132,7 @@ class Worker:
                         pause = ENDING_PAUSE
                     else:
                         yield from self._heard(key.data, lines)
-                        if self._said == "started":
+                        if self._said in ("started", "visited"):
                             self._said = None
                             time.sleep(NAP)
                 if time.monotonic() >= next_tick:

@@ -94,11 +94,12 @@ class Environment:
         labels = {label: each.revision for each in self.scripts for label in each._orig_branch_labels}
         return [labels.get(each, each) for each in _words(dependencies)]
 
-    def import_driver(self) -> None:
-        """Import what `env.py` will most likely connect with, while the look is under way on another core."""
+    def prepare(self) -> None:
+        """Import what `env.py` will most likely connect with, and see what lies beneath what, while the fork looks."""
         with suppress(Exception):
             if self._driver in DRIVERS:
                 import_module(self._driver)
+            self.script.get_heads()
 
     def target_revisions(self) -> list[str]:
         """Resolve `<branch>@head` as Alembic does. Raises Unusable."""
@@ -278,7 +279,8 @@ def versions() -> dict[str, str]:
 
 def shown(path: str) -> str:
     """Write a path as it is from where the worker was started."""
-    return os.path.relpath(path, _FOLDER)
+    path, here = os.path.normpath(path), os.path.join(_FOLDER, "")
+    return path[len(here) :] if path.startswith(here) else os.path.relpath(path, _FOLDER)  # which is slow
 
 
 def _locations(script: ScriptDirectory) -> tuple[str, ...]:

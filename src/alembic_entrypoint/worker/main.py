@@ -7,11 +7,12 @@ does it in a fork, and goes on to migrate itself, with everything imported and `
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import CodeType
 from typing import Any, NoReturn, TextIO, cast
 
@@ -90,9 +91,23 @@ def _confide(parent: Parent, request: Request, made: connections.Made) -> None:
 def _prepared(request: Request, policy: connections.Policy) -> Any:
     """Wrap the drivers, then import Alembic and the migrations, which may import drivers."""
     drivers.install(policy)
-    from alembic_entrypoint.worker.environment import Environment
+    with _unswept():
+        from alembic_entrypoint.worker.environment import Environment
 
-    return Environment(request, policy)
+        return Environment(request, policy)
+
+
+@contextmanager
+def _unswept() -> Iterator[None]:
+    """Look for no garbage in what is imported, neither meanwhile nor later: it stays, and is much."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
 
 
 def _run(request: Request, parent: Parent, policy: connections.Policy, work: Work, environment: Any) -> None:
@@ -114,7 +129,7 @@ def _looked_in_a_fork(
         except BaseException as error:
             parent.tell("failed", **_failure(error, work), places=_places(policy))
         _end()
-    environment.import_driver()
+    environment.prepare()
     _, status = os.waitpid(child, 0)
     if status:
         code = os.waitstatus_to_exitcode(status)

@@ -23,10 +23,13 @@ from alembic_entrypoint.worker.variables import lead_to_scratch
 class Replaying:
     """One replay: what was executed, and what the last look saw."""
 
-    def __init__(self, request: Request, parent: Any, work: Any) -> None:
+    def __init__(self, request: Request, parent: Any, policy: Policy, work: Any) -> None:
         assert request.replay is not None
         self.asked: Replay = request.replay
         self._parent = parent
+        self._policy = policy
+        #: connections since the last look
+        self._opened = 0
         self._work = work
         self._live = frozenset(Name(*each) for each in self.asked.live)
         self._live_objects = Counter(each.schema for each in self._live if _is_object(each))
@@ -42,6 +45,10 @@ class Replaying:
         #: schemas and extensions that are there before the first migration
         self._surroundings: frozenset[Name] = frozenset()
         self._objects: Counter[str] = Counter()
+
+    def connected(self) -> None:
+        """Note that somebody connects to scratch."""
+        self._opened += 1
 
     def executed(self) -> None:
         """Count a statement; those of Alembic and of ours are sent between migrations."""
@@ -132,7 +139,9 @@ class Replaying:
 
     def _changes(self, connection: Any) -> tuple[list[Name], list[Name]]:
         """Give the names that have come and gone since the last visit."""
-        added, removed = self._there.changes(connection)
+        is_alone = not self._opened and len(self._policy.made) <= 1
+        self._opened = 0
+        added, removed = self._there.changes(connection, is_alone=is_alone)
         self._names = (self._names - removed) | frozenset(filter(_counts, added))
         self._objects.update(each.schema for each in added if _is_object(each))
         self._objects.subtract(each.schema for each in removed if _is_object(each))
@@ -211,9 +220,14 @@ def run(request: Request, parent: Any, policy: Policy, work: Any, environment: A
 def prepare(request: Request, parent: Any, policy: Policy, work: Any) -> None:
     """Confine this process, and send every connection to scratch."""
     assert request.token is not None
-    work.replaying = Replaying(request, parent, work)
+    work.replaying = Replaying(request, parent, policy, work)
     policy.target = request.parameters
     policy.places = lead_to_scratch(request)
     end, token = work.replaying.end, request.token
-    policy.steps = lambda _: _steps(token, request.session, end)
+
+    def steps(_: bool) -> Steps:
+        work.replaying.connected()
+        return _steps(token, request.session, end)
+
+    policy.steps = steps
     confine(policy, end, work.replaying.executed)

@@ -22,6 +22,8 @@ _TIMEOUT = "alembic_entrypoint.lock_timeout"
 _NUMBER = "pg_catalog.pg_current_xact_id()::text"
 #: What gives up half-way. `REFRESH … CONCURRENTLY` is one transaction, and goes without leaving anything.
 _CONCURRENTLY = re.compile(r"\b(INDEX|REINDEX|DETACH)\b.*\bCONCURRENTLY\b", re.IGNORECASE | re.DOTALL)
+#: Between the words of one answer: no name or number has it in it.
+_SEPARATOR = "\x1f"
 #: What makes the server forget what was prepared.
 _FORGETTING = re.compile(r"\b(DISCARD|DEALLOCATE)\b.*\bALL\b", re.IGNORECASE | re.DOTALL)
 
@@ -56,8 +58,12 @@ class Fence:
         self._token = token
         self._check = HOLDER_CHECK.replace("%(token)s", str(token))
         self._session = session
-        #: what a migrating session had set when the first migration began, env.py's own wishes included
-        self._settings: dict[str, str | None] = {}
+        self._asked_after_migration = _question_after_migration(token, session)
+        #: the last one that was as it should be
+        self._answer: str | None = None
+        #: what a migrating session had set when the first migration began, env.py's own wishes included; empty is what
+        #: this server does not have
+        self._settings: dict[str, str] = {}
 
     def keep(self) -> None:
         """Hold it in every transaction from now on, and tell of each COMMIT before it is sent."""
@@ -121,26 +127,26 @@ class Fence:
         """Hold the fence after a migration, and undo what it has set. Raises FenceError.
 
         Cheap, since it runs after each of a thousand: pg_locks may have ten thousand rows by then. This transaction
-        has held its share since BEGIN, and a token that nobody else holds would be ours for the asking.
+        has held its share since BEGIN, and a token that nobody else holds would be ours for the asking. All is asked
+        for in one text, since most migrations leave it as it was.
         """
         if not self._is_target(connection) or not connection.in_transaction():
             return  # the next BEGIN does the same
-        lock, token = f"({LOCK_CLASS}, {LOCK_B})", f"({TOKEN_CLASS}, {self._token})"
-        settings = ", ".join(f"pg_catalog.current_setting('{name}', true)" for name in self._session)
-        row = ask(
-            connection,
-            f"SELECT pg_catalog.pg_try_advisory_lock_shared{lock}, pg_catalog.pg_try_advisory_xact_lock_shared{lock}, "
-            f"NOT pg_catalog.pg_try_advisory_xact_lock_shared{token}, {_NUMBER}, {settings}",
-        )
-        if not all(row[:3]):
+        (answer,) = ask(connection, self._asked_after_migration)
+        if answer == self._answer:
+            return
+        is_held, transaction, *settings = answer.split(_SEPARATOR)
+        if is_held != "true":
             raise FenceError("the lock is not held any more")
         # Not the one in which it began, where a migration has sent COMMIT or ROLLBACK by itself.
-        self._goes_on_in(connection, row[3])
-        found = dict(zip(self._session, row[4:], strict=True))
-        for name, value in self._settings.items():
-            if value is not None and found[name] != value:
-                ask(connection, f"SELECT pg_catalog.set_config('{name}', '{_quoted(value)}', false)")
+        self._goes_on_in(connection, transaction)
+        found = dict(zip(self._session, settings, strict=True))
         self._settings = self._settings or found
+        for name, value in self._settings.items():
+            if value and found[name] != value:
+                ask(connection, f"SELECT pg_catalog.set_config('{name}', '{_quoted(value)}', false)")
+        if found == self._settings:
+            self._answer = answer
 
     def _goes_on_in(self, connection: Connection, transaction: str | None) -> None:
         if connection.info.get(TRANSACTION) != transaction:
@@ -154,6 +160,18 @@ class Fence:
         except TypeError:
             return False
         return made is not None and made.is_target
+
+
+def _question_after_migration(token: int, session: Mapping[str, str]) -> str:
+    """Ask in one text whether the fence and the lock are held, for the transaction's number, and for what is set."""
+    lock, holder = f"({LOCK_CLASS}, {LOCK_B})", f"({TOKEN_CLASS}, {token})"
+    held = (
+        f"pg_catalog.pg_try_advisory_lock_shared{lock} AND pg_catalog.pg_try_advisory_xact_lock_shared{lock} "
+        f"AND NOT pg_catalog.pg_try_advisory_xact_lock_shared{holder}"
+    )
+    settings = [f"coalesce(pg_catalog.current_setting('{name}', true), '')" for name in session]
+    words = ", ".join([f"({held})::text", _NUMBER, *settings])
+    return f"SELECT pg_catalog.concat_ws('{_SEPARATOR}', {words})"
 
 
 def is_autocommit(connection: Connection) -> bool:

@@ -80,7 +80,7 @@ def test_what_comes_and_goes_is_what_a_full_reading_shows(connection: Connection
         execute(connection, "SAVEPOINT step")
         if not execute(connection, statement):
             execute(connection, "ROLLBACK TO step")
-        come, gone = names.changes(connection)
+        come, gone = names.changes(connection, is_alone=True)
         assert not come & seen, statement
         assert gone <= seen, statement
         seen = (seen - gone) | come
