@@ -257,6 +257,13 @@ def test_signal_handlers_that_env_py_replaces(tmp_path: Path, database: Database
     assert recorded(database) == ["r2"]
 
 
+def test_garbage_is_collected_while_env_py_and_migrations_run(tmp_path: Path, database: Database) -> None:
+    enabled = "import gc\nassert gc.isenabled() and gc.get_freeze_count() > 0"
+    tree = tree_in(tmp_path, env_py(above=enabled))
+    tree.add("r3", enabled, down="r2")
+    assert migrate(tree, database).code == 0
+
+
 def test_an_alarm_and_an_asyncio_loop_left_running(tmp_path: Path, database: Database) -> None:
     after = """
 import asyncio, threading

@@ -49,6 +49,27 @@ def test_each_migration_is_visited_with_what_it_makes(
     assert [Visited.of(each.document()) for each in visits] == list(visits)
 
 
+#: A connection that the next migration goes on to use.
+OPENS = """
+engine = sa.create_engine(op.get_bind().engine.url, isolation_level="AUTOCOMMIT")
+op.get_context().opts["own"] = engine.connect()
+op.get_context().opts["own"].exec_driver_sql("CREATE TABLE users ()")
+"""
+
+
+def test_what_another_connection_makes_and_takes_is_seen(
+    tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = project(tmp_path)
+    made.add("a1", OPENS)
+    made.add("b2", "op.get_context().opts['own'].exec_driver_sql('DROP TABLE users')", down="a1")
+    made.add("c3", "op.execute('CREATE TABLE people ()')", down="b2")
+    visits = replayed(made, database, monkeypatch)
+    users, people = (frozenset([Name("relation", "public", each)]) for each in ("users", "people"))
+    seen = [(set(each.added), set(each.removed)) for each in visits[1:]]
+    assert seen == [(users, set()), (set(), users), (people, set())]
+
+
 DRIVERS = {
     "psycopg": None,
     "psycopg2": "engine = create_engine(url.set(drivername='postgresql+psycopg2'))",
