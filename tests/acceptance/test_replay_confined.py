@@ -359,6 +359,7 @@ def test_an_env_that_calls_psql_is_ended_before_it_does(
 ASTRAY = """
 import gc, os, psycopg
 from alembic_entrypoint.worker.connections import Policy
+gc.unfreeze()
 (policy,) = (each for each in gc.get_objects() if type(each) is Policy)
 policy.target = {{**policy.target, "dbname": {name!r}}}
 psycopg.connect(os.environ["DATABASE_URL"], autocommit=True).execute("CREATE TABLE made ()")
