@@ -203,6 +203,8 @@ def look(order: Request, settings: Settings, target: Target, check: Callable[[],
                 log_cleaned(message)
             elif message["said"] == "observed":
                 observed.append(message)
+            elif message["said"] == "loaded":
+                observed[-1:] = [_completed(each, message) for each in observed[-1:]]
             elif message["said"] == "failed":
                 raise WorkerFailed(message, *observed[-1:])
         if not observed:
@@ -213,6 +215,14 @@ def look(order: Request, settings: Settings, target: Target, check: Callable[[],
         stack.pop_all()
         worker.graph = None if observed[-1]["moved"] else facts.graph
         return Seen(facts, reached, worker)
+
+
+def _completed(observed: Message, loaded: Message) -> Message:
+    """Add to what a fork observed what was loaded beside it."""
+    inputs = observed["inputs"]
+    variables = sorted({*inputs["variables"], *loaded["variables"]})
+    told = {} if observed["moved"] else {name: loaded[name] for name in ("migrations", "unloadable")}
+    return {**observed, **told, "inputs": {**inputs, "variables": variables}}
 
 
 def log_cleaned(cleaned: Mapping[str, Any]) -> None:

@@ -36,7 +36,7 @@ class Environment:
     """One run of `env.py`."""
 
     def __init__(self, request: Request, connections: Policy) -> None:
-        """Read the configuration and load the migrations. Raises Unusable."""
+        """Read the configuration and find the migrations. Raises Unusable."""
         self.request = request
         self.connections = connections
         self.config = read_configuration(request)
@@ -51,9 +51,9 @@ class Environment:
             raise Unusable(f"the migrations were not found: {error}") from error
         self.unloadable: list[str] = []
         self.scripts: list[Any] = []
-        self._locations: object = None
+        self.is_loaded = False
+        self._locations = _locations(self.script)
         self.cleaned = self._clean() if request.is_cleaning else None
-        self.load()
 
     def _clean(self) -> Message:
         """Remove the bytecode in the migrations' folders that can be wrong; a read-only file system is no error."""
@@ -71,6 +71,7 @@ class Environment:
             self.scripts = list(self.script._load_revisions())
         self.script.revision_map = RevisionMap(lambda: iter(self.scripts))
         self._locations = _locations(self.script)
+        self.is_loaded = True
 
     def migrations(self) -> list[Message]:
         """Describe the migrations, in the form of `facts.Migration`."""
@@ -95,7 +96,8 @@ class Environment:
         return [labels.get(each, each) for each in _words(dependencies)]
 
     def prepare(self) -> None:
-        """Import what `env.py` will most likely connect with, and see what lies beneath what, while the fork looks."""
+        """Load what `env.py` and an upgrade will need, while a fork looks."""
+        self.load()
         with suppress(Exception):
             if self._driver in DRIVERS:
                 import_module(self._driver)

@@ -1,7 +1,8 @@
 """The worker: take a request, run `env.py`, tell the parent what happens, and die with it.
 
 Importing Alembic, SQLAlchemy and a thousand migrations takes longer than most of what follows. So a worker that looks
-does it in a fork, and goes on to migrate itself, with everything imported and `env.py` never run before.
+does it in a fork, loads the migrations meanwhile, and goes on to migrate itself, with everything imported and `env.py`
+never run before.
 """
 
 from __future__ import annotations
@@ -36,9 +37,14 @@ def main(reading: int, writing: int) -> NoReturn:
         # Everything below imports the user's packages.
         environment = _prepared(request, policy)
         if request.stays and _looked_in_a_fork(request, parent, policy, work, environment):
+            if policy.made:
+                _end()  # an import has connected, and only to look
             parent.tell("idle")
             request = environment.request = Request.decode(parent.next_word())
             _route(request, parent, policy, work)
+        else:
+            with _unswept():
+                environment.load()
         _run(request, parent, policy, work, environment)
     except BaseException as error:  # env.py may raise anything, SystemExit and KeyboardInterrupt included
         parent.tell("failed", **_failure(error, work), places=_places(policy))
@@ -89,7 +95,7 @@ def _confide(parent: Parent, request: Request, made: connections.Made) -> None:
 
 
 def _prepared(request: Request, policy: connections.Policy) -> Any:
-    """Wrap the drivers, then import Alembic and the migrations, which may import drivers."""
+    """Wrap the drivers, then import Alembic; the migrations, which may import drivers, are loaded later."""
     drivers.install(policy)
     with _unswept():
         from alembic_entrypoint.worker.environment import Environment
@@ -119,8 +125,12 @@ def _run(request: Request, parent: Parent, policy: connections.Policy, work: Wor
 def _looked_in_a_fork(
     request: Request, parent: Parent, policy: connections.Policy, work: Work, environment: Any
 ) -> bool:
-    """Look in a child process; False, where the imports left threads or connections, which cannot be forked."""
-    if policy.made or threading.active_count() > 1 or len(os.listdir("/proc/self/task")) > 1:
+    """Look in a child process; False where that cannot be.
+
+    Threads and connections that the imports left cannot be forked; and a label of a branch means nothing without the
+    migrations, which are loaded meanwhile.
+    """
+    if "@" in request.target or policy.made or threading.active_count() > 1 or len(os.listdir("/proc/self/task")) > 1:
         return False
     child = os.fork()
     if child == 0:
@@ -129,14 +139,33 @@ def _looked_in_a_fork(
         except BaseException as error:
             parent.tell("failed", **_failure(error, work), places=_places(policy))
         _end()
-    environment.prepare()
-    _, status = os.waitpid(child, 0)
+    # Two must not speak at once: what one says would come in the midst of the other.
+    asked: list[connections.Made] = []
+    policy.asked, tell = asked.append, policy.asked
+    try:
+        with _unswept():
+            environment.prepare()
+    finally:
+        _, status = os.waitpid(child, 0)
+        policy.asked = tell
+    for made in asked:
+        tell(made)
     if status:
         code = os.waitstatus_to_exitcode(status)
         why = ended_with(code, f"env.py ended its process with status {code}")
         parent.tell("failed", kind="died", error=why, migration=None)
         _end()
+    parent.tell("loaded", **_loaded(environment))
     return True
+
+
+def _loaded(environment: Any) -> Message:
+    """Tell what was loaded, and which variables that has read."""
+    return {
+        "migrations": environment.migrations(),
+        "unloadable": environment.unloadable,
+        "variables": sorted(environment.variables),
+    }
 
 
 def _end() -> NoReturn:
@@ -154,8 +183,7 @@ def _load(request: Request, parent: Parent, policy: connections.Policy, work: Wo
 
     parent.tell(
         "loaded",
-        migrations=environment.migrations(),
-        unloadable=environment.unloadable,
+        **_loaded(environment),
         folders=environment.folders,
         sourceless=environment.script.sourceless,
         versions=versions(),
@@ -285,10 +313,11 @@ class _Telling:
 def _seen(environment: Any, seen: Message) -> Message:
     """Complete what was observed by what the image is, which env.py may have changed."""
     made = environment.made
+    is_told = environment.moved or (environment.is_loaded and not environment.request.is_known)
     return {
         **seen,
         "inputs": environment.inputs(seen["version_table"]["schema"]),
-        "migrations": environment.migrations() if environment.moved or not environment.request.is_known else None,
+        "migrations": environment.migrations() if is_told else None,
         "moved": environment.moved,
         "unloadable": environment.unloadable,
         "target_revisions": environment.target_revisions() if "@" in environment.request.target else None,
