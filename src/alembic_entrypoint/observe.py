@@ -207,7 +207,7 @@ def look(order: Request, settings: Settings, target: Target, check: Callable[[],
                 observed[-1:] = [_completed(each, message) for each in observed[-1:]]
             elif message["said"] == "failed":
                 raise WorkerFailed(message, *observed[-1:])
-        if not observed:
+        if not observed or observed[-1]["migrations"] is None:  # a fork has looked, and what loads them ended
             raise WorkerFailed(died(worker))
         facts, reached = facts_of(observed[-1], settings), _reached(target, observed[-1], settings)
         if not worker.is_idle:

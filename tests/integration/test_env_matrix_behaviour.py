@@ -224,6 +224,15 @@ def test_an_env_py_that_closes_the_pipe_of_its_worker_is_told_so(
     assert tables(database) == []
 
 
+def test_a_migration_whose_import_ends_the_process_is_told_so(tmp_path: Path, database: Database) -> None:
+    tree = tree_in(tmp_path, env_py())
+    tree.add("r3", down="r2", head="import os, signal, time\ntime.sleep(1)\nos.kill(os.getpid(), signal.SIGKILL)")
+    result = migrate(tree, database)
+    assert result.code == 78, result.stderr
+    assert "the worker ended without a word, with status -9. Nothing was changed." in result.message
+    assert tables(database) == []
+
+
 @pytest.mark.parametrize("act", ["next_word()", "tell('started')"])
 def test_a_worker_whose_pipes_are_closed_ends_with_a_status_of_its_own(act: str) -> None:
     """Whichever of its threads comes first."""
