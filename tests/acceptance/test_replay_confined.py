@@ -195,6 +195,9 @@ PYTHON = {
     "connects to another database, other at 192.0.2.2": (
         "import psycopg2.extensions; psycopg2.extensions.connection('host=192.0.2.2 dbname=other connect_timeout=1')"
     ),
+    "connects through libpq itself": (
+        "import psycopg; psycopg.pq.PGconn.connect({url!r}.encode()).exec_(b'DROP TABLE kept')"
+    ),
     "calls system() of C": "import ctypes; ctypes.CDLL(None).system(b'touch {marker}')",
     "sends a signal to process": "import os, signal; os.kill(os.getpid(), 0); os.kill(os.getppid(), signal.SIGCONT)",
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -109,6 +110,7 @@ def _watch_psycopg(psycopg: Any, told: Watch) -> None:
     for cls in (psycopg.Cursor, psycopg.AsyncCursor, psycopg.ServerCursor, psycopg.AsyncServerCursor):
         _watch_methods(cls, ("execute", "executemany", "stream", "copy"), told.seen, _sent)
     _watch_commits(psycopg, told)
+    _watch_libpq(psycopg, told)
 
 
 def _watch_commits(psycopg: Any, told: Watch) -> None:
@@ -140,6 +142,36 @@ def _watch_commits(psycopg: Any, told: Watch) -> None:
         return (yield from statement(self, query, *values, **keys))
 
     connections._exec_command, cursors._execute_gen = watched_command, watched_statement
+
+
+def _watch_libpq(psycopg: Any, told: Watch) -> None:
+    """End what connects past the driver, through libpq itself, which would lead anywhere."""
+    original: Any = psycopg.pq.PGconn
+
+    def made(connect: Callable[[bytes], Any], conninfo: bytes) -> Any:
+        if not is_connecting():
+            told.end("connects through libpq itself")
+        return connect(conninfo)
+
+    class Meta(type(original)):  # type: ignore[misc]
+        def __instancecheck__(cls, instance: object) -> bool:
+            return isinstance(instance, original)
+
+    class PGconn(original, metaclass=Meta):  # type: ignore[misc]
+        @classmethod
+        def connect(cls, conninfo: bytes) -> Any:
+            return made(original.connect, conninfo)
+
+        @classmethod
+        def connect_start(cls, conninfo: bytes) -> Any:
+            return made(original.connect_start, conninfo)
+
+    for module in [each for name, each in sys.modules.items() if name.partition(".")[0].startswith("psycopg")]:
+        if module.__dict__.get("PGconn") is original:
+            module.PGconn = PGconn  # type: ignore[attr-defined]
+    for cls in (psycopg.Connection, psycopg.AsyncConnection):
+        cls.connect = classmethod(_connecting_through(cls.connect.__func__))
+    psycopg.connect = psycopg.Connection.connect
 
 
 # --- asyncpg -----------------------------------------------------------------------------------------------------
