@@ -44,16 +44,27 @@ _OBJECTS = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _UNTRUSTED = re.compile(rf"\bLANGUAGE\s+'?{_LANGUAGE}\b", re.IGNORECASE)
+#: Each of the above has one of these in it. Where a text has none, and no escapes, which might spell one, it is done.
+_WORDS = (
+    *("role", "user", "group", "database", "tablespace", "system", "subscription", "pg_", "lo_", "dblink", "copy"),
+    *("grant", "revoke", "owned", "server", "foreign", "prepare", "language"),
+    *("\\", "u&"),
+)
 _COMMIT = re.compile(r"(?:\s|--[^\n\r]*|/\*.*?\*/)*(?:COMMIT|END)\b", re.IGNORECASE | re.DOTALL)
 
 
-@functools.lru_cache(maxsize=64)  # our own, asked after each migration, are long
 def beyond(statement: str) -> str | None:
     """Name what in a statement reaches beyond one database, in the words that it uses; None where nothing does.
 
     Data is not looked at; what a DO block or a function would execute is, even where it is put together from text.
     A text that cannot be told from such a statement counts as one.
     """
+    lower = statement.lower()
+    return _found(statement) if any(word in lower for word in _WORDS) else None
+
+
+@functools.lru_cache(maxsize=64)  # our own, asked after each migration, are long
+def _found(statement: str) -> str | None:
     text = _text(statement, keeps=False)
     patterns = [_OBJECTS, _FUNCTIONS, _COPY]
     if _HAS_BODY.search(text):
