@@ -254,7 +254,7 @@ def _migrate(request: Request, parent: Parent, policy: connections.Policy, work:
                 + ", ".join(each.revision.revision for each in steps)
             )
         check = functools.partial(fence.check_migration, context.connection)
-        check()
+        fence.check(context.connection)
         _see_what_no_transaction_shows(policy, work)
         context.on_version_apply_callbacks = (*context.on_version_apply_callbacks, _finished(parent, work))
         # An empty database is made anew after a failure; in any other, what was left behind has to be told apart.
