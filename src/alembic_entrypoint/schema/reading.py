@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from alembic_entrypoint.schema.catalog import FILES, questions
@@ -42,8 +42,12 @@ class Name(NamedTuple):
     name: str
 
 
+#: The oids of pg_namespace and pg_extension.
+_NAMESPACES, _EXTENSIONS = 2615, 3079
 #: What belongs to an extension, by the oid of its catalog.
-_MEMBERS = "SELECT objid FROM pg_catalog.pg_depend WHERE refclassid = 3079 AND classid = {} AND deptype = 'e'"
+_MEMBERS = (
+    f"SELECT objid FROM pg_catalog.pg_depend WHERE refclassid = {_EXTENSIONS} AND classid = {{}} AND deptype = 'e'"
+)
 
 
 class _Catalog(NamedTuple):
@@ -73,7 +77,8 @@ _CATALOGS = (
 )
 #: Schemas and extensions, which are few, as lines. Pages: pg_namespace, pg_extension.
 _PLACES = f"""
-    SELECT CASE WHEN oid IN ({_MEMBERS.format(2615)}) THEN 'm' ELSE 'n' END || oid || pg_catalog.chr(31) || nspname
+    SELECT CASE WHEN oid IN ({_MEMBERS.format(_NAMESPACES)}) THEN 'm' ELSE 'n' END || oid
+           || pg_catalog.chr(31) || nspname
       FROM pg_catalog.pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
     UNION ALL
     SELECT 'e' || pg_catalog.chr(31) || extname FROM pg_catalog.pg_extension
@@ -91,21 +96,23 @@ NAMES = (
 )
 
 
-def _counted(what: str) -> str:
-    return " + ".join(f"pg_catalog.pg_stat_get_xact_tuples_{what}({each.oid})" for each in _CATALOGS)
+def _counted(what: str, catalogs: Iterable[int]) -> str:
+    return " + ".join(f"pg_catalog.pg_stat_get_xact_tuples_{what}({each})" for each in catalogs)
 
 
 def _newest(each: _Catalog) -> str:
     return f"""
     SELECT line, oid FROM (
         SELECT oid, CASE WHEN {each.where} THEN {each.kind} || pg_catalog.chr(31) || {each.column} END AS line
-          FROM pg_catalog.{each.name} ORDER BY oid DESC
-         LIMIT (SELECT COALESCE(1 + now.came - seen.came, 0) FROM now, seen)
+          FROM pg_catalog.{each.name} ORDER BY oid DESC LIMIT (SELECT GREATEST(1 + now.came, 1) FROM now)
     ) AS {each.name}"""
 
 
+_OBJECTS = tuple(each.oid for each in _CATALOGS)
+_ALL = (*_OBJECTS, _NAMESPACES, _EXTENSIONS)
+
 #: What has come since the last answer in the same session, asked after each migration, of which each adds a few. Gives
-#: names as lines, the places as lines, and whether that is all: nothing else came, changed or went.
+#: names as lines, and whether that is all: nothing else came, changed or went, and no schema or extension.
 #:
 #: New rows have the highest oids, and the server counts for each transaction how many came, changed and went. It may
 #: also count what was rolled back again, and not what other sessions do. As long as extensions have as many members as
@@ -113,23 +120,23 @@ def _newest(each: _Catalog) -> str:
 #: Pages: "Statistics Functions", pg_depend.
 NEW_NAMES = f"""
 WITH seen AS MATERIALIZED (
-    SELECT s[1] AS transaction, s[2]::oid AS oid, s[3]::bigint AS came, s[4] AS others
+    SELECT s[1]::oid AS oid, s[2]::bigint AS came, s[3] AS others
       FROM pg_catalog.string_to_array(pg_catalog.current_setting('alembic_entrypoint.seen', true), ' ') AS s
 ), now AS MATERIALIZED (
-    SELECT pg_catalog.pg_current_xact_id()::text AS transaction,
-           GREATEST({", ".join(f"(SELECT max(oid) FROM pg_catalog.{each.name})" for each in _CATALOGS)}) AS oid,
-           {_counted("inserted")} AS came,
-           pg_catalog.concat_ws(':', pg_catalog.current_setting('track_counts'), {_counted("updated")},
-               {_counted("deleted")}, (SELECT pg_catalog.count(*) FROM pg_catalog.pg_depend
-                                        WHERE refclassid = 3079 AND deptype = 'e')) AS others
+    SELECT {_counted("inserted", _OBJECTS)} - seen.came AS came, seen.oid, seen.others AS others_seen,
+           pg_catalog.concat_ws(':', pg_catalog.current_setting('track_counts'), pg_catalog.pg_current_xact_id(),
+               {_counted("updated", _ALL)}, {_counted("deleted", _ALL)},
+               {_counted("inserted", (_NAMESPACES, _EXTENSIONS))},
+               (SELECT pg_catalog.count(*) FROM pg_catalog.pg_depend
+                 WHERE refclassid = {_EXTENSIONS} AND deptype = 'e')) AS others
+      FROM seen
 ), newest AS MATERIALIZED ({" UNION ALL ".join(map(_newest, _CATALOGS))})
-SELECT (SELECT pg_catalog.string_agg(line, pg_catalog.chr(30)) FROM newest WHERE newest.oid > seen.oid),
-       (SELECT pg_catalog.string_agg(line, pg_catalog.chr(30)) FROM ({_PLACES}) AS places (line)),
-       (now.transaction = seen.transaction AND now.others = seen.others AND now.others LIKE 'on:%'
-           AND now.came - seen.came = (SELECT pg_catalog.count(*) FROM newest WHERE newest.oid > seen.oid))::text,
-       pg_catalog.set_config('alembic_entrypoint.seen',
-                             pg_catalog.concat_ws(' ', now.transaction, now.oid, now.came, now.others), false)
-  FROM now, seen
+SELECT pg_catalog.string_agg(line, pg_catalog.chr(30)) FILTER (WHERE newest.oid > now.oid),
+       (min(now.others) = min(now.others_seen) AND min(now.others) LIKE 'on:%'
+           AND min(now.came) = pg_catalog.count(*) FILTER (WHERE newest.oid > now.oid))::text,
+       pg_catalog.set_config('alembic_entrypoint.seen', pg_catalog.concat_ws(' ',
+           max(newest.oid), {_counted("inserted", _OBJECTS)}, min(now.others)), false)
+  FROM now, newest
 """
 _KINDS = {"r": "relation", "s": "sequence", "t": "type", "f": "function"}
 

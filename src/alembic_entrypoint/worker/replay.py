@@ -41,7 +41,7 @@ class Replaying:
         self._statements = 0
         self._there = Names(self._ignore)
         #: those that must be live, too; a sequence goes with its column, most often
-        self._names: frozenset[Name] = frozenset()
+        self._names: set[Name] = set()
         #: schemas and extensions that are there before the first migration
         self._surroundings: frozenset[Name] = frozenset()
         self._objects: Counter[str] = Counter()
@@ -142,7 +142,8 @@ class Replaying:
         is_alone = not self._opened and len(self._policy.made) <= 1
         self._opened = 0
         added, removed = self._there.changes(connection, is_alone=is_alone)
-        self._names = (self._names - removed) | frozenset(filter(_counts, added))
+        self._names -= removed
+        self._names.update(filter(_counts, added))
         self._objects.update(each.schema for each in added if _is_object(each))
         self._objects.subtract(each.schema for each in removed if _is_object(each))
         return sorted(added), sorted(removed)
