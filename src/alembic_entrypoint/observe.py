@@ -248,9 +248,11 @@ def patience(
         check()
         elapsed = time.monotonic() - started
         if elapsed > limit:
-            what = "came to its migrations, and did not end" if observed else "did not come to its migrations"
+            what = "env.py did not come to its migrations"
+            if observed:
+                what = "env.py came to its migrations, and it or the import of one of them did not end"
             raise Misconfigured(
-                f"env.py {what} within {limit:g} s, so it was ended. Nothing was changed.\n"
+                f"{what} within {limit:g} s, so it was ended. Nothing was changed.\n"
                 "It may wait for something that never comes. If it only needs longer: ALEMBIC_ENTRYPOINT_WAIT_TIMEOUT, "
                 f"of which this is {PATIENCE} times as much, and {SHORTEST_PATIENCE:g} s at the least."
             )

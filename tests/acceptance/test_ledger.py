@@ -15,7 +15,7 @@ import pytest
 
 from alembic_entrypoint.postgres import layout
 from commands import Result, entrypoint, started
-from projects import Project, project
+from projects import ASYNC_ENV, ENV, Project, project
 from servers import Database, Server, fresh_database, wait_until
 
 SCHEMA = Path(__file__).parents[2] / "docs/schema/history.json"
@@ -415,3 +415,22 @@ def test_the_ledger_works_on_every_major(
         result = run(tree, database)
         assert (result.code, result.named("lock.acquired")) == (0, [])
         assert run(old, database).state == "AHEAD"
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "asyncpg"])
+def test_a_database_without_encoding_is_migrated_remembered_and_proved(
+    tmp_path: Path, server: Server, driver: str
+) -> None:
+    """psycopg itself gives its text as bytes, so that SQLAlchemy does not connect with it."""
+    tree = project(tmp_path, env=ASYNC_ENV if driver == "asyncpg" else ENV)
+    tree.add_line(2)
+    with fresh_database(server, like="ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0") as database:
+        env = {"DATABASE_URL": database.url_on(driver)}
+        for _ in range(2):
+            assert run(tree, database, **env).code == 0
+        tree.add("r3", "op.execute('CREATE TABLE t3 (name text)')", down="r2")
+        assert run(tree, database, **env).code == 0
+        assert [each["after"] for each in history(tree, database)] == [["r2"], ["r3"]]
+        database.execute("UPDATE alembic_version SET version_num = 'gone'")
+        assert run(tree, database, **env).code == 0
+        assert database.query("SELECT version_num::bytea FROM alembic_version") == [(b"r3",)]

@@ -378,10 +378,13 @@ def test_an_env_py_that_never_ends_is_ended_by_sigterm_within_two_seconds(
     wait_until(lambda: not is_running(int((tmp_path / "pid").read_text())), what="the worker is gone")
 
 
-#: Where `env.py` sleeps, and what is said of it. It is run once to look, and once more to migrate.
-ASLEEP = {
-    "when it looks": ({"above": "import time\ntime.sleep(3600)"}, "did not come to its migrations"),
-    "after its look": ({"after": "import time\ntime.sleep(3600)"}, "came to its migrations, and did not end"),
+SLEEP = "import time\ntime.sleep(3600)"
+NO_END = "came to its migrations, and it or the import of one of them did not end"
+#: Where `env.py`, or else the last migration, sleeps, and what is said of it. It is run to look, and again to migrate.
+ASLEEP: dict[str, tuple[dict[str, str], str]] = {
+    "when it looks": ({"above": SLEEP}, "did not come to its migrations"),
+    "after its look": ({"after": SLEEP}, NO_END),
+    "when a migration is imported": ({}, NO_END),
     "when it would migrate": (
         {"above": "import time\nif os.path.exists('looked'): time.sleep(3600)\nopen('looked', 'w').close()"},
         "did not come to its migrations",
@@ -395,6 +398,8 @@ def test_an_env_py_that_never_ends_is_ended_after_a_while(tmp_path: Path, server
         for name, (form, said) in ASLEEP.items():
             database = stack.enter_context(fresh_database(server))
             tree = tree_in(tmp_path / name, env_py(**form))
+            if not form:
+                tree.add("asleep", down="r2", head=SLEEP)
             env = {"DATABASE_URL": database.url, "ALEMBIC_ENTRYPOINT_WAIT_TIMEOUT": "1"}
             runs.append((stack.enter_context(started(tree.folder, "migrate", env=env)), database, said))
         for running, database, said in runs:

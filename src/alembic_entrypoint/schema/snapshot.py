@@ -7,12 +7,11 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import psycopg
-from psycopg.abc import Buffer
-from psycopg.adapt import Loader
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
 
+from alembic_entrypoint.postgres.encoding import read_text
 from alembic_entrypoint.schema.catalog import FILES, questions
 from alembic_entrypoint.schema.facts import Kind, Pattern, Snapshot, Thing, Value
 from alembic_entrypoint.schema.reading import SETTINGS
@@ -80,21 +79,12 @@ def _script(lock_timeout: float, first: str, last: str) -> str:
 
 def _read(connection: psycopg.Connection[Any], script: str) -> Iterator[tuple[Thing, Mapping[str, Value]]]:
     with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
-        if connection.info.encoding == "ascii":
-            for name in ("text", "name"):
-                cursor.adapters.register_loader(name, _TextOfAnyEncoding)
+        read_text(cursor)
         cursor.execute(script.encode(), prepare=False)
         cursor.nextset()  # from the beginning to the settings
         for kind, _ in FILES:
             cursor.nextset()
             yield from _facts(kind, cursor)
-
-
-class _TextOfAnyEncoding(Loader):
-    """Read text of an SQL_ASCII database, whose bytes have no encoding and would stay bytes."""
-
-    def load(self, data: Buffer) -> str:
-        return bytes(data).decode("utf-8", "backslashreplace")
 
 
 def _facts(kind: Kind, answer: psycopg.Cursor[tuple[Any, ...]]) -> Iterator[tuple[Thing, Mapping[str, Value]]]:
