@@ -15,6 +15,7 @@ import psycopg
 from alembic_entrypoint.decide import Action, Decision
 from alembic_entrypoint.errors import Ended, Interrupted
 from alembic_entrypoint.facts import Facts
+from alembic_entrypoint.heard import facts_of
 from alembic_entrypoint.keeper import Keeper
 from alembic_entrypoint.lock import Lock, LockLost
 from alembic_entrypoint.logs import log
@@ -22,7 +23,6 @@ from alembic_entrypoint.observe import (
     NEEDY,
     WorkerFailed,
     died,
-    facts_of,
     look,
     misconfigured,
     patience,

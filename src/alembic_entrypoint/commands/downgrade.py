@@ -17,10 +17,11 @@ from alembic_entrypoint.commands.plan import sql_of
 from alembic_entrypoint.decide import decide
 from alembic_entrypoint.errors import Ended, Refused, Usage
 from alembic_entrypoint.facts import Facts, Graph
+from alembic_entrypoint.heard import facts_of
 from alembic_entrypoint.keeper import Keeper
 from alembic_entrypoint.lock import Lock, locked
 from alembic_entrypoint.logs import log
-from alembic_entrypoint.observe import facts_of, recorded_now
+from alembic_entrypoint.observe import recorded_now
 from alembic_entrypoint.outcome import read_schema, refusal, uncommitted
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.target import Target

@@ -30,12 +30,12 @@ from alembic_entrypoint.diagnosis.drawing import counts, draw
 from alembic_entrypoint.diagnosis.session import Session
 from alembic_entrypoint.errors import Misconfigured, Refused
 from alembic_entrypoint.facts import Facts, VersionTable
+from alembic_entrypoint.heard import graph_of
 from alembic_entrypoint.judge import edited_files, judged, remembered
 from alembic_entrypoint.observe import (
     NeedsWriting,
     WorkerFailed,
     find_target,
-    graph_of,
     misconfigured,
     observe,
     request,

@@ -88,6 +88,14 @@ class Environment:
             for each in self.scripts
         ]
 
+    def loaded(self) -> Message:
+        """Tell what was loaded, and which variables that has read."""
+        return {
+            "migrations": self.migrations(),
+            "unloadable": self.unloadable,
+            "variables": sorted(self.variables),
+        }
+
     def _resolved(self, dependencies: Any) -> Any:
         """`depends_on` may name a branch label; give the revision that carries it."""
         if not dependencies:

@@ -8,19 +8,19 @@ never run before.
 from __future__ import annotations
 
 import functools
-import gc
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from types import CodeType
+from contextlib import contextmanager
 from typing import Any, NoReturn, TextIO, cast
 
 from alembic_entrypoint.address import Place, place_of
 from alembic_entrypoint.worker import connections, drivers
-from alembic_entrypoint.worker.messages import Message, Request, ended_with
-from alembic_entrypoint.worker.parent import Parent, Work
+from alembic_entrypoint.worker.loading import looked_in_a_fork, unswept
+from alembic_entrypoint.worker.messages import Message, Request
+from alembic_entrypoint.worker.parent import Parent, Work, end_at_once
+from alembic_entrypoint.worker.steps import finished, see_what_no_transaction_shows, watched
 
 
 def main(reading: int, writing: int) -> NoReturn:
@@ -33,22 +33,35 @@ def main(reading: int, writing: int) -> NoReturn:
     work = Work(parent)
     _route(request, parent, policy, work)
     parent.at_end = functools.partial(_cancel_all, policy)
-    try:
+    with _telling_why(parent, policy, work):
         # Everything below imports the user's packages.
         environment = _prepared(request, policy)
-        if request.stays and _looked_in_a_fork(request, parent, policy, work, environment):
+
+        def look() -> NoReturn:
+            with _telling_why(parent, policy, work):
+                _run(request, parent, policy, work, environment)
+            end_at_once()
+
+        if request.stays and looked_in_a_fork(look, request, parent, policy, environment):
             if policy.made:
-                _end()  # an import has connected, and only to look
+                end_at_once()  # an import has connected, and only to look
             parent.tell("idle")
             request = environment.request = Request.decode(parent.next_word())
             _route(request, parent, policy, work)
         else:
-            with _unswept():
+            with unswept():
                 environment.load()
         _run(request, parent, policy, work, environment)
-    except BaseException as error:  # env.py may raise anything, SystemExit and KeyboardInterrupt included
+    end_at_once()
+
+
+@contextmanager
+def _telling_why(parent: Parent, policy: connections.Policy, work: Work) -> Iterator[None]:
+    """Tell why it failed; env.py may raise anything, SystemExit and KeyboardInterrupt included."""
+    try:
+        yield
+    except BaseException as error:
         parent.tell("failed", **_failure(error, work), places=_places(policy))
-    _end()
 
 
 def _route(request: Request, parent: Parent, policy: connections.Policy, work: Work) -> None:
@@ -84,7 +97,7 @@ def _answer(parent: Parent, request: Request, made: connections.Made) -> None:
     """Tell where env.py connects to and how, and end; other places than the request names are passed over."""
     if not request.places or made.place in request.places:
         parent.tell("asked", parameters=made.parameters, driver=made.driver)
-        _end()
+        end_at_once()
 
 
 def _confide(parent: Parent, request: Request, made: connections.Made) -> None:
@@ -97,23 +110,10 @@ def _confide(parent: Parent, request: Request, made: connections.Made) -> None:
 def _prepared(request: Request, policy: connections.Policy) -> Any:
     """Wrap the drivers, then import Alembic; the migrations, which may import drivers, are loaded later."""
     drivers.install(policy)
-    with _unswept():
+    with unswept():
         from alembic_entrypoint.worker.environment import Environment
 
         return Environment(request, policy)
-
-
-@contextmanager
-def _unswept() -> Iterator[None]:
-    """Look for no garbage in what is imported, neither meanwhile nor later: it stays, and is much."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if was_enabled:
-            gc.enable()
 
 
 def _run(request: Request, parent: Parent, policy: connections.Policy, work: Work, environment: Any) -> None:
@@ -122,68 +122,13 @@ def _run(request: Request, parent: Parent, policy: connections.Policy, work: Wor
     parent.tell("done")
 
 
-def _looked_in_a_fork(
-    request: Request, parent: Parent, policy: connections.Policy, work: Work, environment: Any
-) -> bool:
-    """Look in a child process; False where that cannot be.
-
-    Threads and connections that the imports left cannot be forked; and a label of a branch means nothing without the
-    migrations, which are loaded meanwhile.
-    """
-    if "@" in request.target or policy.made or threading.active_count() > 1 or len(os.listdir("/proc/self/task")) > 1:
-        return False
-    child = os.fork()
-    if child == 0:
-        try:
-            _run(request, parent, policy, work, environment)
-        except BaseException as error:
-            parent.tell("failed", **_failure(error, work), places=_places(policy))
-        _end()
-    # Two must not speak at once: what one says would come in the midst of the other.
-    asked: list[connections.Made] = []
-    policy.asked, tell = asked.append, policy.asked
-    try:
-        with _unswept():
-            environment.prepare()
-    finally:
-        _, status = os.waitpid(child, 0)
-        policy.asked = tell
-    for made in asked:
-        tell(made)
-    if status:
-        code = os.waitstatus_to_exitcode(status)
-        why = ended_with(code, f"env.py ended its process with status {code}")
-        parent.tell("failed", kind="died", error=why, migration=None)
-        _end()
-    parent.tell("loaded", **_loaded(environment))
-    return True
-
-
-def _loaded(environment: Any) -> Message:
-    """Tell what was loaded, and which variables that has read."""
-    return {
-        "migrations": environment.migrations(),
-        "unloadable": environment.unloadable,
-        "variables": sorted(environment.variables),
-    }
-
-
-def _end() -> NoReturn:
-    """End at once: threads, loops and exit functions that env.py left behind are not waited for."""
-    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-        # env.py may have closed or replaced them.
-        with suppress(Exception):
-            stream.flush()  # type: ignore[union-attr]
-    os._exit(0)
-
-
 def _load(request: Request, parent: Parent, policy: connections.Policy, work: Work, environment: Any) -> None:
     """Tell what the image ships, as far as it can be told without running env.py."""
     from alembic_entrypoint.worker.environment import versions
 
     parent.tell(
         "loaded",
-        **_loaded(environment),
+        **environment.loaded(),
         folders=environment.folders,
         sourceless=environment.script.sourceless,
         versions=versions(),
@@ -255,11 +200,11 @@ def _migrate(request: Request, parent: Parent, policy: connections.Policy, work:
             )
         check = functools.partial(fence.check_migration, context.connection)
         fence.check(context.connection)
-        _see_what_no_transaction_shows(policy, work)
-        context.on_version_apply_callbacks = (*context.on_version_apply_callbacks, _finished(parent, work))
+        see_what_no_transaction_shows(policy, work)
+        context.on_version_apply_callbacks = (*context.on_version_apply_callbacks, finished(parent, work))
         # An empty database is made anew after a failure; in any other, what was left behind has to be told apart.
         tells = bool(recorded)
-        return [_watched(step, n, len(steps), parent, work, context, check, tells) for n, step in enumerate(steps, 1)]
+        return [watched(step, n, len(steps), parent, work, context, check, tells) for n, step in enumerate(steps, 1)]
 
     # With dont_mutate Alembic leaves the version table alone until the parent has decided.
     environment.run(at_migrations, dont_mutate=True)
@@ -326,80 +271,6 @@ def _seen(environment: Any, seen: Message) -> Message:
         "driver": made.driver if made else None,
         "configured_place": _place(environment.configured_place) if environment.configured_place else None,
     }
-
-
-def _watched(
-    step: Any, n: int, of: int, parent: Parent, work: Work, context: Any, check: Callable[[], None], tells: bool
-) -> Any:
-    """Tell when a migration begins, and check the fence after it; before it, BEGIN or the one before it did.
-
-    Where it `tells`, also what is there before a migration that commits half-way; before the first, the parent knows.
-    """
-    from alembic_entrypoint.worker.environment import shown
-    from alembic_entrypoint.worker.transactions import TRANSACTION
-
-    run, revision = step.migration_fn, step.revision
-    path = shown(revision.path)
-
-    @functools.wraps(run)
-    def watched(**keys: Any) -> None:
-        work.migration = {
-            "revision": revision.revision,
-            "direction": None if step.is_upgrade else "down",
-            "path": path,
-            "n": n,
-            "of": of,
-            "doc": revision.doc or "",
-        }
-        parent.tell("started", **work.migration, transaction=context.connection.info.get(TRANSACTION))
-        if tells and n > 1 and _commits_half_way(getattr(run, "__code__", None)):
-            _tell_schema(parent, context.connection)
-        run(**keys)
-        check()
-
-    step.migration_fn = watched
-    return step
-
-
-def _see_what_no_transaction_shows(policy: connections.Policy, work: Work) -> None:
-    """Tell when a migration opens a connection of its own, or starts a program: what these commit, nobody here sees."""
-    from alembic_entrypoint.worker.programs import PROGRAMS
-
-    def asked(made: connections.Made) -> None:
-        if made.is_target:
-            work.went_unseen("opened a connection of its own")
-
-    def audit(event: str, _: tuple[Any, ...]) -> None:
-        if event in PROGRAMS:
-            work.went_unseen("started a program")
-
-    policy.asked = asked
-    sys.addaudithook(audit)
-
-
-def _commits_half_way(code: Any) -> bool:
-    """Tell whether a function, or one in it, names `autocommit_block`, which keeps what came before it."""
-    if not isinstance(code, CodeType):
-        return False
-    return "autocommit_block" in code.co_names or any(map(_commits_half_way, code.co_consts))
-
-
-def _tell_schema(parent: Parent, connection: Any) -> None:
-    """Tell what is there before a migration, so that what it leaves behind can be told from what is kept of others."""
-    from alembic_entrypoint.schema.reading import encoded
-    from alembic_entrypoint.worker.aside import read_schema
-
-    # Without it less is said after a failure, and nothing else is lost.
-    with suppress(Exception):
-        parent.tell("schema", snapshot=encoded(read_schema(connection, lock_timeout=0.5)))
-
-
-def _finished(parent: Parent, work: Work) -> Callable[..., None]:
-    def finished(*, step: Any, **_: Any) -> None:
-        work.finished += step.up_revision_ids
-        parent.tell("finished", revision=step.up_revision_id)
-
-    return finished
 
 
 def _failure(error: BaseException, work: Work) -> Message:

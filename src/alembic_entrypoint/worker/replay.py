@@ -17,6 +17,7 @@ from alembic_entrypoint.worker.confined import End, confine
 from alembic_entrypoint.worker.connections import FenceError, Policy, Steps, ask, check_steps, setting_statement
 from alembic_entrypoint.worker.messages import Message, Replay, Request
 from alembic_entrypoint.worker.names import Names
+from alembic_entrypoint.worker.parent import end_at_once
 from alembic_entrypoint.worker.variables import lead_to_scratch
 
 
@@ -56,11 +57,9 @@ class Replaying:
 
     def end(self, what: str) -> NoReturn:
         """End the process where it stands, having said why."""
-        from alembic_entrypoint.worker.main import _end
-
         migration = self._work.migration
         self._parent.tell("failed", kind="confined", error=what, sqlstate=None, migration=migration, places=[])
-        _end()
+        end_at_once()
 
     def leave_out(self, schema: str, version_table: str) -> None:
         """Leave the version table out of what is told."""
