@@ -21,7 +21,15 @@ def noting(self, query, *values, **keys):
 psycopg.Cursor.execute = noting
 """
 QUESTION = "SELECT pg_catalog.set_config('alembic_entrypoint.answer'"
-CONDITION = "= pg_catalog.current_setting('alembic_entrypoint.answer', true)"
+CONDITION = "pg_catalog.current_setting('alembic_entrypoint.answer', true) ="
+#: As tracing does.
+COMMENTING = """
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+@event.listens_for(Engine, "before_cursor_execute", retval=True)
+def comment(connection, cursor, statement, parameters, *_):
+    return f"{statement} -- traced", parameters
+"""
 
 
 def migrated(tree: Project, database: Database) -> tuple[Result, int, int]:
@@ -31,16 +39,17 @@ def migrated(tree: Project, database: Database) -> tuple[Result, int, int]:
     return result, sum(QUESTION in each for each in sent), sum(CONDITION in each for each in sent)
 
 
+@pytest.mark.parametrize("more", ["", COMMENTING], ids=["plain", "commented"])
 @pytest.mark.parametrize(
     ("body", "questions"),
     [("pass", 2), ("op.execute('SET lock_timeout = 0')", 4), ("op.execute('COMMIT')", 3)],
     ids=["nothing", "a setting", "another transaction"],
 )
 def test_who_records_a_revision_asks_in_the_same_statement(
-    tmp_path: Path, database: Database, body: str, questions: int
+    tmp_path: Path, database: Database, body: str, questions: int, more: str
 ) -> None:
     """Before the first migration and after it, which inserts, it is asked; and where something is not as it was."""
-    tree = project(tmp_path, env=SENT + ENV)
+    tree = project(tmp_path, env=SENT + more + ENV)
     tree.add_line(2)
     tree.add("hostile", body, down="r2")
     tree.add("after", down="hostile")

@@ -417,7 +417,7 @@ def test_the_ledger_works_on_every_major(
         assert run(old, database).state == "AHEAD"
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "asyncpg"])
+@pytest.mark.parametrize("driver", ["psycopg2", pytest.param("asyncpg", marks=pytest.mark.wide)])
 def test_a_database_without_encoding_is_migrated_remembered_and_proved(
     tmp_path: Path, server: Server, driver: str
 ) -> None:

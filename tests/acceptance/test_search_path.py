@@ -43,7 +43,7 @@ WAYS = {
     ),
     "the URL's options": ("CREATE SCHEMA app", {"ALEMBIC_ENTRYPOINT_SCRATCH": "embedded"}),
 }
-QUICK = ("the database's setting", "the role's setting, embedded")
+QUICK = ("the database's setting",)
 OPTIONS = "?options=-csearch_path%3Dapp,public"
 
 

@@ -75,6 +75,7 @@ def test_three_at_once_crash_and_stamp_and_start(tree: Project, database: Databa
     assert sum("already exists" in end.stderr for end in ends) == 2
 
 
+@pytest.mark.wide
 def test_the_database_is_late(tree: Project) -> None:
     with own_server(18) as server:
         server.stop()

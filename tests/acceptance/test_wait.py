@@ -197,6 +197,7 @@ def test_a_server_that_starts_late_is_used_at_once(tree: Project) -> None:
             goes_on_at_once(running)
 
 
+@pytest.mark.wide
 def test_a_frozen_server_is_used_as_soon_as_it_thaws(tree: Project) -> None:
     with own_server() as server:
         server.freeze()

@@ -77,6 +77,7 @@ def test_what_was_committed_is_not_done_again(tmp_path: Path, database: Database
     assert "migrations/versions/r1.py" in result.message.partition("Left behind:")[2]
 
 
+@pytest.mark.wide
 def test_what_was_rolled_back_is_done_again(tmp_path: Path, database: Database) -> None:
     tree = tree_that(tmp_path, "psycopg", f"op.execute('{INSERT}')", "op.execute('ALTER TABLE busy ADD more int')")
     result = run_beside_a_reader(tree, database)

@@ -28,10 +28,10 @@ _CONCURRENTLY = re.compile(r"\b(INDEX|REINDEX|DETACH)\b.*\bCONCURRENTLY\b", re.I
 _SEPARATOR = "\x1f"
 #: Alembic's way to record that one revision comes after another.
 _RECORDING = re.compile(r"UPDATE \S+ SET version_num='[^']*' WHERE \S+\.version_num = '[^']*'\Z")
-#: Where the session keeps what the last check found, and how a statement is made to depend on that.
+#: Where the session keeps what the last check found, and how a statement is made to depend on that; another listener
+#: may add a comment to it.
 _ANSWER = "alembic_entrypoint.answer"
-_CHECKED = "\n AND "
-_IF_AS_BEFORE = f" = pg_catalog.current_setting('{_ANSWER}', true)"
+_CHECKED = f"\n AND pg_catalog.current_setting('{_ANSWER}', true) = "
 #: What makes the server forget what was prepared.
 _FORGETTING = re.compile(r"\b(DISCARD|DEALLOCATE)\b.*\bALL\b", re.IGNORECASE | re.DOTALL)
 
@@ -105,9 +105,10 @@ class Fence:
         @event.listens_for(Engine, "after_cursor_execute")
         def after(connection: Connection, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
             restore(connection)
-            if cursor.rowcount == 0 and statement.endswith(_IF_AS_BEFORE):
+            recording, checked, _ = statement.partition(_CHECKED)
+            if checked and cursor.rowcount == 0:
                 self.check(connection)
-                cursor.execute(statement[: statement.rindex(_CHECKED)], parameters)
+                cursor.execute(recording, parameters)
 
         @event.listens_for(Engine, "handle_error")
         def failed(context: ExceptionContext) -> None:
@@ -175,7 +176,7 @@ class Fence:
         if not _RECORDING.match(statement):
             self.check(connection)
             return statement
-        return f"{statement}{_CHECKED}{self._asked}{_IF_AS_BEFORE}"
+        return f"{statement}{_CHECKED}{self._asked}"
 
     def _goes_on_in(self, connection: Connection, transaction: str | None) -> None:
         if connection.info.get(TRANSACTION) != transaction:
