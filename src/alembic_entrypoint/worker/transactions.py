@@ -84,7 +84,9 @@ class Fence:
             if not self._is_target(connection):
                 return statement, parameters
             if connection.info.pop(_UNCHECKED, False):
-                return self._with_check(connection, statement), parameters
+                if _RECORDING.match(statement):
+                    return f"{statement}{_CHECKED}{self._asked}", parameters
+                self.check(connection)
             if is_autocommit(connection):
                 # No transaction holds a share, and what ran before may have dropped the session's.
                 self.hold(connection)
@@ -105,7 +107,7 @@ class Fence:
         @event.listens_for(Engine, "after_cursor_execute")
         def after(connection: Connection, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
             restore(connection)
-            recording, checked, _ = statement.partition(_CHECKED)
+            recording, *checked = statement.split(_CHECKED)
             if checked and cursor.rowcount == 0:
                 self.check(connection)
                 cursor.execute(recording, parameters)
@@ -170,13 +172,6 @@ class Fence:
         for name, value in self._settings.items():
             if value and found[name] != value:
                 ask(connection, f"SELECT pg_catalog.set_config('{name}', '{_quoted(value)}', false)")
-
-    def _with_check(self, connection: Connection, statement: str) -> str:
-        """Make the statement that records a revision wait for the check; before any other, check at once."""
-        if not _RECORDING.match(statement):
-            self.check(connection)
-            return statement
-        return f"{statement}{_CHECKED}{self._asked}"
 
     def _goes_on_in(self, connection: Connection, transaction: str | None) -> None:
         if connection.info.get(TRANSACTION) != transaction:
