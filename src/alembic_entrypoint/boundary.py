@@ -13,7 +13,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
-from alembic_entrypoint.errors import Ended, Internal, Interrupted
+from alembic_entrypoint.errors import Ended, Internal, Interrupted, TryAgain
 
 #: Seconds from a signal to the end of this process, whatever it is doing; two are promised.
 LIMIT = 1.8
@@ -43,8 +43,20 @@ def _exit_code(body: Callable[[], int]) -> int:
         _say(error)
         return error.exit_code
     except Exception as error:
+        if (lost := _lost(error)) is not None:
+            _say(lost)
+            return lost.exit_code
         _say_internal(error)
         return Internal.exit_code
+
+
+def _lost(error: Exception) -> Ended | None:
+    """Say of a database that went away, between two steps that would have noticed, that it may be back."""
+    psycopg = sys.modules.get("psycopg")
+    if psycopg is None or not isinstance(error, psycopg.OperationalError):
+        return None
+    reason = " ".join(str(error).split())
+    return TryAgain(f"The connection to the database was lost: {reason}. The next start looks anew.")
 
 
 def _catch_signals() -> None:
