@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from alembic_entrypoint import boundary
+from alembic_entrypoint import boundary, logs
 
 
 def test_the_limit_of_a_signal_leaves_time_to_end_within_two_seconds() -> None:
@@ -28,5 +28,6 @@ def test_a_database_that_goes_away_anywhere_is_no_fault_of_ours(
         raise error
 
     monkeypatch.setattr(boundary, "_catch_signals", lambda: None)
+    logs.configure()
     assert boundary._exit_code(body) == code
     assert said in capsys.readouterr().err
