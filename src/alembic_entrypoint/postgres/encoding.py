@@ -10,11 +10,9 @@ from psycopg.adapt import Loader
 
 
 def read_text(context: psycopg.Connection[Any] | psycopg.Cursor[Any]) -> None:
-    """Have a connection or cursor give text as text, whatever encoding it has or has not."""
-    connection = context if isinstance(context, psycopg.Connection) else context.connection
-    if connection.info.encoding == "ascii":
-        for name in ("text", "varchar", "name"):
-            context.adapters.register_loader(name, _TextOfAnyEncoding)
+    """Have a connection or cursor give text as text all the same."""
+    for name in ("text", "varchar", "name"):
+        context.adapters.register_loader(name, _TextOfAnyEncoding)
 
 
 class _TextOfAnyEncoding(Loader):

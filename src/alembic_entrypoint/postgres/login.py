@@ -16,7 +16,6 @@ import psycopg
 
 from alembic_entrypoint.address import Address
 from alembic_entrypoint.postgres.answers import Answer, Outcome, understand
-from alembic_entrypoint.postgres.encoding import read_text
 
 #: A host that says nothing is left after so many seconds, unless the URL names another `connect_timeout`.
 TIMEOUT = 5
@@ -153,7 +152,10 @@ def _open(way: dict[str, Any], limit: int, needs_primary: bool, application_name
         # Not close(), which would wait for a statement that a silent server is still at.
         connection.pgconn.finish()
         raise
-    read_text(connection)
+    if connection.info.encoding == "ascii":
+        from alembic_entrypoint.postgres.encoding import read_text
+
+        read_text(connection)
     return connection
 
 

@@ -79,7 +79,8 @@ def _script(lock_timeout: float, first: str, last: str) -> str:
 
 def _read(connection: psycopg.Connection[Any], script: str) -> Iterator[tuple[Thing, Mapping[str, Value]]]:
     with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
-        read_text(cursor)
+        if connection.info.encoding == "ascii":
+            read_text(cursor)
         cursor.execute(script.encode(), prepare=False)
         cursor.nextset()  # from the beginning to the settings
         for kind, _ in FILES:
