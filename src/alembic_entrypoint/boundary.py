@@ -51,12 +51,12 @@ def _exit_code(body: Callable[[], int]) -> int:
 
 
 def _lost(error: Exception) -> Ended | None:
-    """Say of a database that went away, between two steps that would have noticed, that it may be back."""
+    """Say of a database that went away or gave up, where no step has expected it, that another start may go well."""
     psycopg = sys.modules.get("psycopg")
     if psycopg is None or not isinstance(error, psycopg.OperationalError):
         return None
     reason = " ".join(str(error).split())
-    return TryAgain(f"The connection to the database was lost: {reason}. The next start looks anew.")
+    return TryAgain(f"The database did not go on: {reason}. Run the same again: it looks anew at what is there.")
 
 
 def _catch_signals() -> None:

@@ -59,6 +59,22 @@ def test_who_records_a_revision_asks_in_the_same_statement(
     assert database.query("SELECT version_num FROM alembic_version") == [("last",)]
 
 
+def test_where_each_statement_is_a_transaction_the_fence_is_taken_before_the_one_that_records(
+    tmp_path: Path, database: Database
+) -> None:
+    env = ENV.replace("poolclass=pool.NullPool", "poolclass=pool.NullPool, isolation_level='AUTOCOMMIT'")
+    tree = project(tmp_path, env=SENT + env)
+    tree.add_line(4)
+    result, _, conditions = migrated(tree, database)
+    assert (result.code, conditions) == (0, 0)
+    sent = (tree.folder / "sent").read_text().splitlines()
+    recording = [n for n, each in enumerate(sent) if each.startswith("UPDATE alembic_version")]
+    assert len(recording) == 3
+    for n in recording:
+        assert "pg_try_advisory_lock_shared" in sent[n - 2]
+        assert "pg_catalog.pg_locks" in sent[n - 1]
+
+
 def test_a_revision_that_is_not_there_is_told_in_the_words_of_alembic(tmp_path: Path, database: Database) -> None:
     tree = project(tmp_path, env=SENT + ENV)
     tree.add("first", "pass")

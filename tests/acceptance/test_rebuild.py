@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from alembic_entrypoint.address import parse
+from alembic_entrypoint.postgres.demolition import standing
+from alembic_entrypoint.schema.reading import Name
+from alembic_entrypoint.wait import connected
 from alembic_entrypoint.worker.messages import LOCK_A, LOCK_CLASS
 from commands import Result, entrypoint, environment, started
 from projects import Project, project
-from servers import Database, Server, wait_until
+from servers import Database, Server, fresh_database, wait_until
 
 MADE = """
 op.execute("CREATE SCHEMA shop")
@@ -194,3 +198,14 @@ def test_a_migration_that_fails_afterwards_says_that_all_is_dropped(tree: Projec
     assert result.code == 1
     assert "What was shown had been dropped before, and stays dropped." in result.message
     assert database.query("SELECT to_regclass('users')") == [(None,)]
+
+
+def test_what_stands_in_a_database_without_encoding_keeps_its_name(server: Server) -> None:
+    with (
+        fresh_database(server, like="ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0") as database,
+        connected(parse(database.url), 5) as connection,
+    ):
+        connection.execute(b'CREATE TABLE "caf\xe9" (id int)')
+        connection.execute('CREATE TABLE "Grün" (id int)'.encode())
+        made = [Name("relation", "public", each) for each in ("caf\udce9", "Grün")]
+        assert sorted(each.name for each in standing(connection, made)) == ["Grün", "caf\udce9"]

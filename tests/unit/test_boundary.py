@@ -15,8 +15,12 @@ def test_the_limit_of_a_signal_leaves_time_to_end_within_two_seconds() -> None:
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (psycopg.OperationalError("server closed\n\tthe connection"), 75, "was lost: server closed the connection. "),
-        (psycopg.errors.AdminShutdown("terminating"), 75, "was lost: terminating. "),
+        (
+            psycopg.OperationalError("server closed\n\tthe connection"),
+            75,
+            "did not go on: server closed the connection. Run the same again",
+        ),
+        (psycopg.errors.AdminShutdown("terminating"), 75, "did not go on: terminating. Run the same again"),
         (psycopg.errors.UndefinedTable("no such table"), 70, "no such table"),
         (KeyError("ours"), 70, "KeyError: 'ours'"),
     ],

@@ -117,7 +117,8 @@ def standing(connection: Connection, made: Collection[Name]) -> tuple[Standing, 
     """
     with connection.transaction():
         connection.execute(reading.setting_statement())
-        row = connection.execute(_STANDING).fetchone()
+        # In binary form, in which a name that has no encoding stays what it is.
+        row = connection.execute(_STANDING, binary=True).fetchone()
     found = json.loads(reading.text_of(row[0] if row else None, "surrogateescape") or "[]")
     return tuple(Standing(*each[1:]) for each in found if Name(each[0], each[2], each[3]) in made)
 

@@ -149,7 +149,11 @@ class Fence:
         A question of its own takes a fifth of the time that a small migration takes. So Alembic's next statement, which
         records the revision, does so only if all is as it was; only if it does not, more is asked.
         """
-        if self._is_target(connection) and connection.in_transaction():  # else the next BEGIN does the same
+        if not self._is_target(connection) or not connection.in_transaction():
+            return  # the next BEGIN does the same
+        if is_autocommit(connection):
+            self.check(connection)  # and `hold` comes before the next statement
+        else:
             connection.info[_UNCHECKED] = True
 
     def check(self, connection: Connection) -> None:
