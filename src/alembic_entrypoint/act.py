@@ -38,7 +38,7 @@ from alembic_entrypoint.outcome import (
     verified,
 )
 from alembic_entrypoint.postgres.backup import back_up
-from alembic_entrypoint.postgres.session import ALIVE
+from alembic_entrypoint.postgres.session import ALIVE, application_name
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.target import Target
 from alembic_entrypoint.watch import Progress, Watch, note, often
@@ -72,17 +72,27 @@ def look_locked(lock: Lock, settings: Settings, target: Target) -> None:
 
 
 def settle_locked(
-    lock: Lock, settings: Settings, target: Target, keeper: Keeper, idle: Worker | None = None
+    lock: Lock,
+    settings: Settings,
+    target: Target,
+    keeper: Keeper,
+    idle: Worker | None = None,
+    pending: Facts | None = None,
 ) -> Decision:
     """Look again, decide, and upgrade where that is the decision; then see that the target is reached.
 
-    The worker that has looked already goes on, where it waits for that.
-
-    Raises Refused, Failed, TryAgain, Misconfigured.
+    The worker that has looked already goes on, where it waits for that; `pending` is what it saw under this lock, where
+    an upgrade is to come of it. Raises Refused, Failed, TryAgain, Misconfigured.
     """
     name_invalid_indexes(lock)
+
+    def meanwhile(progress: Progress) -> None:
+        if pending is not None:
+            progress.before = progress.before or read_schema(lock, pending)
+            keeper.open(pending)
+
     hear = functools.partial(_hear, lock=lock, settings=settings, keeper=keeper)
-    return carry_out(lock, settings, target, hear, lambda progress: verified(lock, progress, keeper), idle)
+    return carry_out(lock, settings, target, hear, lambda progress: verified(lock, progress, keeper), idle, meanwhile)
 
 
 def carry_out(
@@ -92,11 +102,13 @@ def carry_out(
     hear: Hear,
     verify: Callable[[Progress], T],
     idle: Worker | None = None,
+    meanwhile: Callable[[Progress], None] = lambda _: None,
     **order: Any,
 ) -> T:
     """Have a worker do what `hear` tells it, again while that may pass and nothing is committed, and verify the end.
 
-    `order` completes what is asked of the worker. Raises Refused, Failed, TryAgain, Misconfigured.
+    `meanwhile` is done while it connects; `order` completes what is asked of it. Raises Refused, Failed, TryAgain,
+    Misconfigured.
     """
     progress = Progress()
     for tries_left in range(settings.ddl_retries, -1, -1):
@@ -105,7 +117,7 @@ def carry_out(
         watch = Watch(lock, progress, patience(settings))
         try:
             given = _worker(_order(lock, settings, target, **order), settings, idle)
-            _run_worker(given, lock, hear, watch, often(settings.ddl_lock_timeout))
+            _run_worker(given, lock, hear, watch, often(settings.ddl_lock_timeout), meanwhile)
             idle = None
             # Also after a success: what env.py left behind would keep the fence, and the next migrator waiting.
             progress.still_there = lock.end_backends(ENDING)
@@ -152,7 +164,8 @@ def _pause(settings: Settings, progress: Progress, tries_left: int) -> None:
 def _worker(order: Request, settings: Settings, idle: Worker | None) -> Iterator[Worker]:
     """Give the order to the worker that waits, or to a new one."""
     if idle is None or not idle.is_idle:
-        with Worker(order, settings.python) as worker:
+        with Worker(settings.python) as worker:
+            worker.order(order)
             yield worker
     else:
         try:
@@ -162,11 +175,19 @@ def _worker(order: Request, settings: Settings, idle: Worker | None) -> Iterator
             idle.end()
 
 
-def _run_worker(given: AbstractContextManager[Worker], lock: Lock, hear: Hear, watch: Watch, every: float) -> None:
+def _run_worker(
+    given: AbstractContextManager[Worker],
+    lock: Lock,
+    hear: Hear,
+    watch: Watch,
+    every: float,
+    meanwhile: Callable[[Progress], None],
+) -> None:
     """Run one worker to its end, passing on what it says. The worker is cancelled when anything goes wrong here."""
     progress = watch.progress
     with given as worker:
         try:
+            meanwhile(progress)
             for message in worker.messages(watch.tick, every):
                 hear(message, worker, progress)
         except LockLost:
@@ -214,14 +235,6 @@ def _order(lock: Lock, settings: Settings, target: Target, **keys: Any) -> Reque
     }
     session = {name: value for name, value in session.items() if name not in lock.forbidden}
     return request("migrate", settings, target, places=target.places, token=lock.token, session=session, **keys)
-
-
-def application_name(settings: Settings, step: str) -> str:
-    """Say host, image and step in a session's name, in the 63 bytes that PostgreSQL keeps."""
-    import socket
-
-    image = f" {settings.image}" if settings.image else ""
-    return f"alembic-entrypoint {step} {socket.gethostname()}{image}"[:63]
 
 
 def _hear(message: Message, worker: Worker, progress: Progress, lock: Lock, settings: Settings, keeper: Keeper) -> None:

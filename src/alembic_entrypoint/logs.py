@@ -82,6 +82,13 @@ def configure(log_format: str = "auto", level: str = "info", stream: TextIO | No
         logger_factory=lambda *_: _Lines(stream),
         cache_logger_on_first_use=False,
     )
+    _Output.logger = structlog.get_logger().bind()
+
+
+class _Output:
+    """What events are written to, as it was configured last: a thousand migrations are two thousand events."""
+
+    logger: Any = None
 
 
 class _Lines:
@@ -125,6 +132,6 @@ def _console(inner: Any) -> Any:
 
 def log(event: str, *, level: str = "info", **keys: Any) -> None:
     """Write one event; keys that are None are left out."""
-    if not structlog.is_configured():
+    if _Output.logger is None:
         configure()
-    getattr(structlog.get_logger(), level)(event, **{name: key for name, key in keys.items() if key is not None})
+    getattr(_Output.logger, level)(event, **{name: key for name, key in keys.items() if key is not None})

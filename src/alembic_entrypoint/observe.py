@@ -104,7 +104,8 @@ def request(order: str, settings: Settings, target: Target | None, **keys: Any) 
 
 def _ask(order: Request, settings: Settings) -> Address:
     configured = ""
-    with Worker(order, settings.python) as worker:
+    with Worker(settings.python) as worker:
+        worker.order(order)
         for message in worker.messages(patience(settings)):
             if message["said"] == "configured":
                 configured = message["url"]
@@ -134,6 +135,7 @@ def observe(
     is_cleaning: bool = False,
     stays: bool = False,
     check: Callable[[], None] = lambda: None,
+    booting: Worker | None = None,
 ) -> Seen:
     """Look at image and database through `env.py`. Raises NeedsWriting, Misconfigured, Denied, TryAgain.
 
@@ -141,7 +143,8 @@ def observe(
     `env.py` that cannot bear that is run without, and then with only that place redirected. Where `env.py` was asked,
     what reaches `configure()` is the target. With `is_cleaning` stale bytecode in the migrations' folders, which only
     Alembic's configuration names, is removed first. With `stays` the worker is left to wait for what comes next.
-    `check` is called twice a second, and ends the look with what it raises.
+    `check` is called twice a second, and ends the look with what it raises. `booting` is a worker that was started
+    ahead, and has no order yet.
     """
     order = request(
         "observe",
@@ -153,7 +156,7 @@ def observe(
         stays=stays,
     )
     try:
-        return look(order, settings, target, check)
+        return look(order, settings, target, check, booting)
     except WorkerFailed as first:
         if first.kind == "read_only":
             raise _needs_writing(first, order, settings, target) from None
@@ -193,11 +196,18 @@ def _needs_writing(first: WorkerFailed, order: Request, settings: Settings, targ
     return NeedsWriting(target)
 
 
-def look(order: Request, settings: Settings, target: Target, check: Callable[[], None] = lambda: None) -> Seen:
+def look(
+    order: Request,
+    settings: Settings,
+    target: Target,
+    check: Callable[[], None] = lambda: None,
+    booting: Worker | None = None,
+) -> Seen:
     """Run one worker that looks, for as long as our patience lasts. Raises WorkerFailed, Misconfigured."""
     observed: list[Message] = []
     with ExitStack() as stack:
-        worker = stack.enter_context(Worker(order, settings.python))
+        worker = stack.enter_context(booting or Worker(settings.python))
+        worker.order(order)
         for message in worker.messages(patience(settings, check, observed)):
             if message["said"] == "cleaned":
                 log_cleaned(message)

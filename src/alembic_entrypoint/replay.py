@@ -200,7 +200,8 @@ def _visits(
             raise TryAgain("The scratch database is locked by somebody else. Nothing was changed.")
         order = _order(settings, target, scratch, wanted, lock.token, _variables(connection, scratch))
         progress = _Progress(tick)
-        with Worker(order, settings.python) as worker:
+        with Worker(settings.python) as worker:
+            worker.order(order)
             is_done = False
             for message in worker.messages(progress.tick):
                 if message["said"] == "visited":

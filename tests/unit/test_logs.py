@@ -16,6 +16,7 @@ from alembic_entrypoint.address import parse
 @pytest.fixture(autouse=True)
 def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(logs, "_secrets", logs._Secrets())
+    monkeypatch.setattr(logs._Output, "logger", None)
     yield
     structlog.reset_defaults()
 
@@ -105,7 +106,6 @@ def test_no_stderr_at_all_keeps_nobody_from_going_on(
 
 
 def test_what_is_logged_before_anything_was_configured_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    structlog.reset_defaults()
     logs.log("run.ended")
     captured = capsys.readouterr()
     assert (captured.out, json.loads(captured.err)["event"]) == ("", "run.ended")

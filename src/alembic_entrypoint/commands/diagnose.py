@@ -12,13 +12,13 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from alembic_entrypoint import logs
-from alembic_entrypoint.act import application_name
 from alembic_entrypoint.address import Address
 from alembic_entrypoint.diagnosis import advice, parts, words
 from alembic_entrypoint.diagnosis.session import Session
 from alembic_entrypoint.errors import Ended, Internal, Misconfigured, TryAgain
 from alembic_entrypoint.facts import VersionTable
 from alembic_entrypoint.logs import redact
+from alembic_entrypoint.postgres.session import application_name
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.target import hide_environment
 

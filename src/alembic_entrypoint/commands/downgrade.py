@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 
-from alembic_entrypoint.act import application_name, carry_out, keep_before
+from alembic_entrypoint.act import carry_out, keep_before
 from alembic_entrypoint.commands.asking import ask
 from alembic_entrypoint.commands.looking import see
 from alembic_entrypoint.commands.plan import sql_of
@@ -23,6 +23,7 @@ from alembic_entrypoint.lock import Lock, locked
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.observe import recorded_now
 from alembic_entrypoint.outcome import read_schema, refusal, uncommitted
+from alembic_entrypoint.postgres.session import application_name
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.target import Target
 from alembic_entrypoint.watch import Progress, note

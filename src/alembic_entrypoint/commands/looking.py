@@ -9,7 +9,6 @@ from typing import Any
 
 import psycopg
 
-from alembic_entrypoint.act import application_name
 from alembic_entrypoint.decide import Decision
 from alembic_entrypoint.errors import Refused, TryAgain
 from alembic_entrypoint.facts import Facts
@@ -17,6 +16,7 @@ from alembic_entrypoint.judge import judged, remembered
 from alembic_entrypoint.lock import Lock, locked
 from alembic_entrypoint.observe import NeedsWriting, Seen, find_target, observe, recorded_now
 from alembic_entrypoint.outcome import refusal
+from alembic_entrypoint.postgres.session import application_name
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.target import Target
 from alembic_entrypoint.wait import await_database, connected

@@ -108,7 +108,8 @@ def sql_of(settings: Settings, target: Target, recorded: Sequence[str], *, downg
     """Have Alembic write the SQL of an upgrade, or of a downgrade, that begins at what is recorded."""
     order = request("sql", settings, target, places=target.places, starting=tuple(recorded), downgrade=downgrade)
     text: list[str] = []
-    with Worker(order, settings.python) as worker:
+    with Worker(settings.python) as worker:
+        worker.order(order)
         for message in worker.messages():
             if message["said"] == "sql":
                 text.append(message["text"])

@@ -125,7 +125,8 @@ def load(chosen: Settings) -> Message:
                 f"the migrations were not loaded within {LONGEST_LOAD} s: one of them waits for something"
             )
 
-    with Worker(request("load", chosen, None), chosen.python) as worker:
+    with Worker(chosen.python) as worker:
+        worker.order(request("load", chosen, None))
         for message in worker.messages(tick):
             if message["said"] == "loaded":
                 return message

@@ -31,12 +31,16 @@ class Book:
         self._settling: int | None = None
         self._contents: dict[str, tuple[str | None, str | None]] = {}
 
+    def open(self) -> None:
+        """Make the ledger, where there is none or an older one; nothing is written there."""
+        self._write(lambda: None)
+
     def learn(self, path: str) -> None:
         """Read what a migration's file says, while the worker is at the next one."""
-        from alembic_entrypoint.content import content, meaning
+        from alembic_entrypoint.content import learned
 
         if path not in self._contents:
-            self._contents[path] = content(path), meaning(path)
+            self._contents[path] = learned(path)
 
     def begin(self, facts: Facts, state: str, action: str) -> None:
         """Write the graph and that something begins, before anything does.

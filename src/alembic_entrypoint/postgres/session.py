@@ -7,11 +7,14 @@ that is not told to look notices a dead client's socket after two hours [H8] and
 from __future__ import annotations
 
 import select
+import socket
 from collections.abc import Mapping
 from typing import Any
 
 import psycopg
 from psycopg.pq import ConnStatus
+
+from alembic_entrypoint.settings import Settings
 
 #: For every session of ours on the target. Milliseconds, but for the keepalives, which are seconds.
 ALIVE: Mapping[str, str] = {
@@ -31,6 +34,12 @@ _SET = (
     "SELECT pg_catalog.count(pg_catalog.set_config(s.name, v.value, false)) FROM pg_catalog.pg_settings AS s "
     "JOIN unnest(%s::text[], %s::text[]) AS v (name, value) USING (name) WHERE s.context = 'user'"
 )
+
+
+def application_name(settings: Settings, step: str) -> str:
+    """Say host, image and step in a session's name, in the 63 bytes that PostgreSQL keeps."""
+    image = f" {settings.image}" if settings.image else ""
+    return f"alembic-entrypoint {step} {socket.gethostname()}{image}"[:63]
 
 
 def apply(connection: psycopg.Connection[Any], settings: Mapping[str, str]) -> frozenset[str]:

@@ -12,15 +12,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alembic_entrypoint.address import Address
 from alembic_entrypoint.errors import Misconfigured
-from alembic_entrypoint.facts import Graph
 from alembic_entrypoint.logs import log
 from alembic_entrypoint.target import keep_secret
 from alembic_entrypoint.worker.messages import Lines, Message, Request, decode, write
 from alembic_entrypoint.worker.orphans import Orphans, be_subreaper, family_of, kill
+
+if TYPE_CHECKING:
+    from alembic_entrypoint.facts import Graph
 
 LONGEST_LINE = 1 << 14
 #: Reads of 64 KiB from a pipe whose writer has ended; one that still writes got away from its process group.
@@ -38,11 +40,12 @@ running: list[Worker] = []
 
 
 class Worker:
-    """A child process with the user's env.py in it; its output becomes log lines."""
+    """A child process with the user's env.py in it, which boots and waits for an order; its output becomes log lines.
 
-    def __init__(self, request: Request, python: str) -> None:
-        self._request = request
-        self._python = python
+    Raises Misconfigured where `python` cannot be executed.
+    """
+
+    def __init__(self, python: str) -> None:
         self._lines = {
             "messages": Lines(1 << 30),
             "stdout": Lines(LONGEST_LINE),
@@ -56,8 +59,9 @@ class Worker:
         self._said: str | None = None
         self.exit_status: int | None = None
         self.last_output: list[str] = []
+        self._boot(python)
 
-    def __enter__(self) -> Worker:
+    def _boot(self, python: str) -> None:
         be_subreaper(True)
         self._orphans = Orphans()
         reading, their_writing = _pipe()
@@ -67,7 +71,7 @@ class Worker:
             self._process = subprocess.Popen(
                 # Bytecode that nobody compares with its source, and that may not be removed from a read-only image, is
                 # compared: a wrong migration must not run.
-                [self._python, "--check-hash-based-pycs", "always", script, str(their_reading), str(their_writing)],
+                [python, "--check-hash-based-pycs", "always", script, str(their_reading), str(their_writing)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -79,7 +83,7 @@ class Worker:
             for descriptor in (reading, self._writing):
                 os.close(descriptor)
             raise Misconfigured(
-                f"ALEMBIC_ENTRYPOINT_PYTHON is {self._python!r}, which cannot be executed: {error.strerror}."
+                f"ALEMBIC_ENTRYPOINT_PYTHON is {python!r}, which cannot be executed: {error.strerror}."
             ) from None
         finally:
             os.close(their_reading)
@@ -92,7 +96,8 @@ class Worker:
             "stdout": self._process.stdout.fileno(),
             "stderr": self._process.stderr.fileno(),
         }
-        self.order(self._request)
+
+    def __enter__(self) -> Worker:
         return self
 
     def __exit__(
@@ -101,7 +106,7 @@ class Worker:
         self.end()
 
     def order(self, request: Request) -> None:
-        """Ask for something; again, of a worker that is idle."""
+        """Ask for something, of a worker that boots or is idle."""
         self.is_idle = False
         # A look runs env.py only to see what it sees; what it prints then, it prints again when it migrates.
         # Where env.py is asked for the URL, the password that it may print is not yet known, and cannot be hidden.

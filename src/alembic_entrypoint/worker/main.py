@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TextIO, cast
 
 from alembic_entrypoint.address import Place, place_of
@@ -187,12 +187,14 @@ def _migrate(request: Request, parent: Parent, policy: connections.Policy, work:
         parent.tell("observed", **_seen(environment, look(context, recorded)))
         if request.order == "look":
             return []
+        expected, expected_steps = _expected(environment, recorded)  # while the parent decides
         word = parent.words.get()
         if word["order"] == "stop":
             return []
         if not recorded:
             context._ensure_version_table()
-        steps = _steps(environment, word.get("revisions"), recorded)
+        revisions = word.get("revisions")
+        steps = expected_steps if revisions == expected else _steps(environment, revisions, recorded)
         if request.downgrade and {each.revision.revision for each in steps} != {*word["undone"]}:
             raise Unusable(
                 f"to come down to {request.downgrade}, Alembic would undo other revisions than were confirmed: "
@@ -239,6 +241,15 @@ def _steps(environment: Any, revisions: list[str] | None, recorded: tuple[str, .
     else:
         steps = environment.script._upgrade_revs(tuple(revisions or ()), recorded)
     return steps
+
+
+def _expected(environment: Any, recorded: tuple[str, ...]) -> tuple[list[str] | None, list[Any]]:
+    """Find the way to the heads, which is the one that is taken most often."""
+    if environment.request.downgrade is None:
+        with suppress(Exception):  # where there is no way, the parent does not go it
+            heads = list(environment.script.get_heads())
+            return heads, _steps(environment, heads, recorded)
+    return [], []
 
 
 class _Telling:

@@ -155,16 +155,16 @@ class Lines:
         return [rest] if rest else []
 
 
-def write(descriptor: int, message: Mapping[str, Any]) -> None:
-    """Write one message, whole."""
-    data = json.dumps(message, default=_plain).encode() + b"\n"
+def write(descriptor: int, *messages: Mapping[str, Any]) -> None:
+    """Write messages, whole."""
+    data = b"".join(json.dumps(each, default=_plain).encode() + b"\n" for each in messages)
     while data:
         data = data[os.write(descriptor, data) :]
 
 
 def decode(line: bytes) -> Message:
     """Read one message."""
-    message: Message = json.loads(line)
+    message: Message = json.loads(line.decode())
     return message
 
 

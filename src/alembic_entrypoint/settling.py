@@ -1,8 +1,4 @@
-"""The long way: look at image and database, take the lock, look again, decide, upgrade or refuse.
-
-Replicas of one image start together. Those that the ledger may answer lock before they look, so that one of a hundred
-looks and the others only ask the ledger; the others look first, so that none with nothing to do waits for a lock.
-"""
+"""Settle one database: look through a worker, decide, upgrade or recover or refuse; under the lock, or until it is."""
 
 from __future__ import annotations
 
@@ -14,87 +10,45 @@ from typing import Any
 
 import psycopg
 
-from alembic_entrypoint.act import application_name, look_locked, settle_locked
+from alembic_entrypoint.act import look_locked, settle_locked
 from alembic_entrypoint.decide import Action, Decision, State
 from alembic_entrypoint.errors import Ended
 from alembic_entrypoint.facts import Facts
-from alembic_entrypoint.fast import UNFIT, Answer, Known, ask
 from alembic_entrypoint.fingerprint import Fingerprint
 from alembic_entrypoint.judge import decided, judged, remembered
 from alembic_entrypoint.keeper import Keeper
 from alembic_entrypoint.lock import Lock, locked
 from alembic_entrypoint.logs import log
-from alembic_entrypoint.observe import NeedsWriting, Seen, find_target, logged, observe, recorded_now
+from alembic_entrypoint.observe import NeedsWriting, Seen, logged, observe, recorded_now
 from alembic_entrypoint.outcome import refusal
+from alembic_entrypoint.postgres.session import application_name
 from alembic_entrypoint.settings import Settings
 from alembic_entrypoint.start import Steps
 from alembic_entrypoint.target import Target
-from alembic_entrypoint.wait import await_database, connected
+from alembic_entrypoint.wait import connected
 from alembic_entrypoint.worker.client import Worker
 
 
-class _LookFirst(Exception):
-    """The ledger cannot answer for this image, or who holds the lock is of another."""
-
-
-def settle_at_length(
-    settings: Settings, target: Target | None, image: Fingerprint | None, known: Known, steps: Steps
-) -> str:
-    """Bring the database to the target, and name the state in which it is; or raise the reason why not."""
-    if target is None:
-        target = find_target(settings)
-        ready = await_database(target.address, settings.wait_timeout)
-        log("server.examined", version=ready.server.version, pooled=ready.server.is_pooled)
-        target, known = target.at(ready.address), known if ready.server.may_lock else UNFIT
-        steps.end("wait")
-    with ExitStack() as stack:
-        is_unfit = known.answer is Answer.UNFIT
-        settling = _Settling(settings, target, image, steps, stack, is_unfit)
-        if image is not None and not is_unfit:
-            with suppress(_LookFirst):
-                return settling.lock_first(image)
-        return settling.look_first()
-
-
 @dataclass
-class _Settling:
-    """What both ways share."""
+class Settling:
+    """One settling, whichever comes first, the lock or a look."""
 
     settings: Settings
     target: Target
     image: Fingerprint | None
     steps: Steps
+    #: what is ended with it: the worker
     stack: ExitStack
-    is_unfit: bool
     idle: Worker | None = None
 
-    def lock_first(self, image: Fingerprint) -> str:
-        """Look under the lock; who waits for it asks the ledger whether a replica of the same image has done it all."""
-        answers: list[Known] = []
+    def look_locked(self, lock: Lock, booting: Worker) -> str:
+        """Look under the lock with a worker that waits for its order, then settle."""
+        facts = self._look(booting, lock.check_alive)
+        self.steps.end("observe")
+        return self._settle(lock, facts)
 
-        def is_done(connection: psycopg.Connection[Any]) -> bool:
-            answers.append(ask(connection, image))
-            if answers[-1].answer is Answer.UNFIT:
-                raise _LookFirst
-            return answers[-1].answer is Answer.SETTLED
-
-        def at_wait(is_same_image: bool | None) -> None:
-            if is_same_image is False:
-                raise _LookFirst
-
-        name = application_name(self.settings, "locking")
-        waits = self.settings.lock_wait, self.settings.wait_timeout
-        with locked(self.target.whole, *waits, name, is_done, at_wait, image.key) as lock:
-            self.steps.end("lock")
-            if lock is None:
-                return answers[-1].said()
-            self.target = self.target.at(lock.address)
-            facts = self._look(lock.check_alive)
-            self.steps.end("observe")
-            return self._settle(lock, facts)
-
-    def look_first(self) -> str:
-        """Look, then take the lock where there is something to do."""
+    def look_first(self, is_unfit: bool) -> str:
+        """Look, then take the lock where there is something to do; an `is_unfit` ledger is not written."""
         facts = self._look()
         self.steps.end("observe")
         if facts is not None:
@@ -103,7 +57,8 @@ class _Settling:
             decision = judged(facts, self.settings)
             if decision.action is Action.START:
                 decided(facts, self.settings)
-                self._remember(facts, decision)
+                if not is_unfit:
+                    self._remember(facts, decision)
                 return decision.state.value
             if decision.image or decision.state is State.AHEAD:
                 # No lock and no wait would change it: who migrates now only gets further ahead.
@@ -131,11 +86,13 @@ class _Settling:
             self.target = self.target.at(lock.address)
             return self._settle(lock, facts)
 
-    def _look(self, check: Callable[[], None] = lambda: None) -> Facts | None:
+    def _look(self, booting: Worker | None = None, check: Callable[[], None] = lambda: None) -> Facts | None:
         """Look through `env.py`; None where that is to be done under the lock, since it writes."""
         try:
             is_cleaning = self.settings.clean == ("migrations",)
-            seen: Seen = observe(self.settings, self.target, is_cleaning=is_cleaning, stays=True, check=check)
+            seen: Seen = observe(
+                self.settings, self.target, is_cleaning=is_cleaning, stays=True, check=check, booting=booting
+            )
         except NeedsWriting as writing:
             self.target = writing.target
             log("schema.observed", note="env.py writes before it migrates: it is looked at under the lock")
@@ -147,6 +104,7 @@ class _Settling:
 
     def _settle(self, lock: Lock, facts: Facts | None) -> str:
         keeper = Keeper(lock, self.settings, self.image)
+        pending = None
         if facts is None:
             look_locked(lock, self.settings, self.target)
         else:
@@ -157,7 +115,8 @@ class _Settling:
                 if decision.image:
                     raise refusal(decision, self.settings.help_url, facts)
                 return decision.state.value
-        decision = settle_locked(lock, self.settings, self.target, keeper, self.idle)
+            pending = facts if decision.action is Action.UPGRADE else None
+        decision = settle_locked(lock, self.settings, self.target, keeper, self.idle, pending)
         if decision.action is Action.PROVE and self.settings.recover == "prove":
             decision = self._recover(lock, keeper)
         self.steps.end("upgrade")
@@ -182,7 +141,7 @@ class _Settling:
     def _remember(self, facts: Facts, decision: Decision) -> None:
         """Keep what this start saw where the ledger does not have it yet, if the lock is free; if not, another does."""
         is_kept = facts.ledger.ancestors.keys() >= set(facts.recorded)
-        if self.settings.ledger == "off" or self.is_unfit or is_kept:
+        if self.settings.ledger == "off" or is_kept:
             return
         name = application_name(self.settings, "locking")
         waits = 0.0, self.settings.wait_timeout
