@@ -114,14 +114,15 @@ def replay(
     while True:
         names: set[Name] = set()
         visits: list[Visited] = []
-        with server.database() as address:
+        with Worker(settings.python) as worker, server.database() as address:  # the one boots while the other is made
             unmade = _administer(address, settings, connection, made)
             try:
-                for each in _visits(settings, target, address, wanted, tick):
+                for each in _visits(worker, settings, target, address, wanted, tick):
                     if isinstance(each, Nearest):
                         visits = [each.shown(visit) for visit in visits]
                     else:
-                        names = (names | {*each.added}) - {*each.removed}
+                        names.update(each.added)
+                        names.difference_update(each.removed)
                         visits.append(each)
                 if reason := misled(visits, facts):
                     raise NotReplayed({"kind": _MISLED, "error": reason})
@@ -191,30 +192,29 @@ def _administer(
 
 
 def _visits(
-    settings: Settings, target: Target, scratch: Address, wanted: Replay, tick: Callable[[], None]
+    worker: Worker, settings: Settings, target: Target, scratch: Address, wanted: Replay, tick: Callable[[], None]
 ) -> Iterator[Visited | Nearest]:
-    """Hold scratch's token, and run one worker that replays. Raises NotReplayed."""
-    with connected(scratch, settings.wait_timeout, application_name="alembic-entrypoint proving") as connection:
+    """Hold scratch's token, and have a worker replay. Raises NotReplayed."""
+    # The worker ends before its database is dropped.
+    with connected(scratch, settings.wait_timeout, application_name="alembic-entrypoint proving") as connection, worker:
         lock = hold(connection)
         if lock is None:
             raise TryAgain("The scratch database is locked by somebody else. Nothing was changed.")
-        order = _order(settings, target, scratch, wanted, lock.token, _variables(connection, scratch))
+        worker.order(_order(settings, target, scratch, wanted, lock.token, _variables(connection, scratch)))
         progress = _Progress(tick)
-        with Worker(settings.python) as worker:
-            worker.order(order)
-            is_done = False
-            for message in worker.messages(progress.tick):
-                if message["said"] == "visited":
-                    progress.message = message
-                    yield Visited.of(message)
-                elif message["said"] == "nearest":
-                    yield Nearest(tuple(message["recorded"]), reading.decoded(message["snapshot"]))
-                elif message["said"] == "failed":
-                    raise NotReplayed(message)
-                elif message["said"] == "done":
-                    is_done = True
-            if not is_done:
-                raise NotReplayed(_died(worker, progress))
+        is_done = False
+        for message in worker.messages(progress.tick):
+            if message["said"] == "visited":
+                progress.message = message
+                yield Visited.of(message)
+            elif message["said"] == "nearest":
+                yield Nearest(tuple(message["recorded"]), reading.decoded(message["snapshot"]))
+            elif message["said"] == "failed":
+                raise NotReplayed(message)
+            elif message["said"] == "done":
+                is_done = True
+        if not is_done:
+            raise NotReplayed(_died(worker, progress))
 
 
 def _variables(connection: psycopg.Connection[Any], scratch: Address) -> dict[str, str | None]:
