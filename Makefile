@@ -52,7 +52,7 @@ test-lowest:
 		tests/integration/test_bytecode.py tests/integration/test_lock.py
 
 test-containers: $(VENV)/installed
-	$(BIN)/python -m pytest -m container tests/container
+	$(PYTEST) --dist loadfile --durations 10 -m container tests/container
 
 test-faults:
 	$(MAKE) faults FAULT_ROUNDS=0.1
