@@ -72,27 +72,17 @@ def look_locked(lock: Lock, settings: Settings, target: Target) -> None:
 
 
 def settle_locked(
-    lock: Lock,
-    settings: Settings,
-    target: Target,
-    keeper: Keeper,
-    idle: Worker | None = None,
-    pending: Facts | None = None,
+    lock: Lock, settings: Settings, target: Target, keeper: Keeper, idle: Worker | None = None
 ) -> Decision:
     """Look again, decide, and upgrade where that is the decision; then see that the target is reached.
 
-    The worker that has looked already goes on, where it waits for that; `pending` is what it saw under this lock, where
-    an upgrade is to come of it. Raises Refused, Failed, TryAgain, Misconfigured.
+    The worker that has looked already goes on, where it waits for that.
+
+    Raises Refused, Failed, TryAgain, Misconfigured.
     """
     name_invalid_indexes(lock)
-
-    def meanwhile(progress: Progress) -> None:
-        if pending is not None:
-            progress.before = progress.before or read_schema(lock, pending)
-            keeper.open(pending)
-
     hear = functools.partial(_hear, lock=lock, settings=settings, keeper=keeper)
-    return carry_out(lock, settings, target, hear, lambda progress: verified(lock, progress, keeper), idle, meanwhile)
+    return carry_out(lock, settings, target, hear, lambda progress: verified(lock, progress, keeper), idle)
 
 
 def carry_out(
@@ -102,13 +92,11 @@ def carry_out(
     hear: Hear,
     verify: Callable[[Progress], T],
     idle: Worker | None = None,
-    meanwhile: Callable[[Progress], None] = lambda _: None,
     **order: Any,
 ) -> T:
     """Have a worker do what `hear` tells it, again while that may pass and nothing is committed, and verify the end.
 
-    `meanwhile` is done while it connects; `order` completes what is asked of it. Raises Refused, Failed, TryAgain,
-    Misconfigured.
+    `order` completes what is asked of the worker. Raises Refused, Failed, TryAgain, Misconfigured.
     """
     progress = Progress()
     for tries_left in range(settings.ddl_retries, -1, -1):
@@ -117,7 +105,7 @@ def carry_out(
         watch = Watch(lock, progress, patience(settings))
         try:
             given = _worker(_order(lock, settings, target, **order), settings, idle)
-            _run_worker(given, lock, hear, watch, often(settings.ddl_lock_timeout), meanwhile)
+            _run_worker(given, lock, hear, watch, often(settings.ddl_lock_timeout))
             idle = None
             # Also after a success: what env.py left behind would keep the fence, and the next migrator waiting.
             progress.still_there = lock.end_backends(ENDING)
@@ -175,19 +163,11 @@ def _worker(order: Request, settings: Settings, idle: Worker | None) -> Iterator
             idle.end()
 
 
-def _run_worker(
-    given: AbstractContextManager[Worker],
-    lock: Lock,
-    hear: Hear,
-    watch: Watch,
-    every: float,
-    meanwhile: Callable[[Progress], None],
-) -> None:
+def _run_worker(given: AbstractContextManager[Worker], lock: Lock, hear: Hear, watch: Watch, every: float) -> None:
     """Run one worker to its end, passing on what it says. The worker is cancelled when anything goes wrong here."""
     progress = watch.progress
     with given as worker:
         try:
-            meanwhile(progress)
             for message in worker.messages(watch.tick, every):
                 hear(message, worker, progress)
         except LockLost:

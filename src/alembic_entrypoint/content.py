@@ -5,6 +5,10 @@ from __future__ import annotations
 import sys
 from hashlib import blake2b
 
+#: What a meaning can be compared with: the same words for the same tree (change the number with them), of the same
+#: grammar.
+_FORM = f"2/{sys.implementation.name}-{sys.version_info[0]}.{sys.version_info[1]}"
+
 
 def learned(path: str) -> tuple[str | None, str | None]:
     """Hash the file as it is, and what it means; None where it cannot be read or parsed."""
@@ -62,4 +66,4 @@ def _meaning(text: bytes | None) -> str | None:
         read(ast.parse(text))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    return f"{sys.implementation.cache_tag} {_hash(chr(10).join(words).encode())}"
+    return f"{_FORM} {_hash(chr(10).join(words).encode())}"

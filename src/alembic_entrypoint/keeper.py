@@ -34,12 +34,6 @@ class Keeper:
         self.last = facts, decided(facts, self._settings, is_base=self.is_base)
         return self.last
 
-    def open(self, facts: Facts) -> None:
-        """Make the ledger where there is none."""
-        book = self._book(facts)
-        if book is not None:
-            book.open()
-
     def begin(self, facts: Facts, decision: Decision, action: str | None = None) -> Book | None:
         """Write what is about to begin, and the graph, so that a restarting replica can tell newer from lost.
 

@@ -74,4 +74,4 @@ def _lock_first(settings: Settings, target: Target, image: Fingerprint, steps: S
         booting = stack.enter_context(Worker(settings.python))
         from alembic_entrypoint.settling import Settling
 
-        return Settling(settings, target.at(lock.address), image, steps, stack).look_locked(lock, booting)
+        return Settling(settings, target.at(lock.address), image, steps, stack).look_under(lock, booting)

@@ -1,4 +1,4 @@
-"""Settle one database: look through a worker, decide, upgrade or recover or refuse; under the lock, or until it is."""
+"""Settle one database: look through a worker, decide, upgrade or recover or refuse."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Settling:
     stack: ExitStack
     idle: Worker | None = None
 
-    def look_locked(self, lock: Lock, booting: Worker) -> str:
+    def look_under(self, lock: Lock, booting: Worker) -> str:
         """Look under the lock with a worker that waits for its order, then settle."""
         facts = self._look(booting, lock.check_alive)
         self.steps.end("observe")
@@ -104,7 +104,6 @@ class Settling:
 
     def _settle(self, lock: Lock, facts: Facts | None) -> str:
         keeper = Keeper(lock, self.settings, self.image)
-        pending = None
         if facts is None:
             look_locked(lock, self.settings, self.target)
         else:
@@ -115,8 +114,7 @@ class Settling:
                 if decision.image:
                     raise refusal(decision, self.settings.help_url, facts)
                 return decision.state.value
-            pending = facts if decision.action is Action.UPGRADE else None
-        decision = settle_locked(lock, self.settings, self.target, keeper, self.idle, pending)
+        decision = settle_locked(lock, self.settings, self.target, keeper, self.idle)
         if decision.action is Action.PROVE and self.settings.recover == "prove":
             decision = self._recover(lock, keeper)
         self.steps.end("upgrade")

@@ -31,10 +31,6 @@ class Book:
         self._settling: int | None = None
         self._contents: dict[str, tuple[str | None, str | None]] = {}
 
-    def open(self) -> None:
-        """Make the ledger, where there is none or an older one; nothing is written there."""
-        self._write(lambda: None)
-
     def learn(self, path: str) -> None:
         """Read what a migration's file says, while the worker is at the next one."""
         from alembic_entrypoint.content import learned

@@ -193,8 +193,9 @@ def _migrate(request: Request, parent: Parent, policy: connections.Policy, work:
             return []
         if not recorded:
             context._ensure_version_table()
-        revisions = word.get("revisions")
-        steps = expected_steps if revisions == expected else _steps(environment, revisions, recorded)
+        steps = expected_steps
+        if request.downgrade is not None or word["revisions"] != expected:
+            steps = _steps(environment, word.get("revisions"), recorded)
         if request.downgrade and {each.revision.revision for each in steps} != {*word["undone"]}:
             raise Unusable(
                 f"to come down to {request.downgrade}, Alembic would undo other revisions than were confirmed: "
@@ -243,8 +244,8 @@ def _steps(environment: Any, revisions: list[str] | None, recorded: tuple[str, .
     return steps
 
 
-def _expected(environment: Any, recorded: tuple[str, ...]) -> tuple[list[str] | None, list[Any]]:
-    """Find the way to the heads, which is the one that is taken most often."""
+def _expected(environment: Any, recorded: tuple[str, ...]) -> tuple[list[str], list[Any]]:
+    """Find the heads and the way to them, which is the one that is taken most often."""
     if environment.request.downgrade is None:
         with suppress(Exception):  # where there is no way, the parent does not go it
             heads = list(environment.script.get_heads())

@@ -155,9 +155,9 @@ class Lines:
         return [rest] if rest else []
 
 
-def write(descriptor: int, *messages: Mapping[str, Any]) -> None:
-    """Write messages, whole."""
-    data = b"".join(json.dumps(each, default=_plain).encode() + b"\n" for each in messages)
+def write(descriptor: int, message: Mapping[str, Any]) -> None:
+    """Write one message, whole."""
+    data = json.dumps(message, default=_plain).encode() + b"\n"
     while data:
         data = data[os.write(descriptor, data) :]
 

@@ -24,21 +24,14 @@ class Parent:
         self._lock = threading.Lock()
         self._lines = Lines(1 << 30)
         self._unread: list[bytes] = []
-        self._kept: list[Message] = []
         self.words: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.at_end: Callable[[], None] = lambda: None
-
-    def keep(self, said: str, **keys: Any) -> None:
-        """Say one thing together with the next: on it alone nobody acts, and to wake the parent takes time."""
-        with self._lock:
-            self._kept.append({"said": said, **keys})
 
     def tell(self, said: str, **keys: Any) -> None:
         """Say one thing."""
         with self._lock:
-            messages, self._kept = [*self._kept, {"said": said, **keys}], []
             try:
-                write(self._writing, *messages)
+                write(self._writing, {"said": said, **keys})
             except OSError as error:
                 _end_if_closed(error)
                 raise

@@ -49,7 +49,7 @@ def watched(
 def finished(parent: Parent, work: Work) -> Callable[..., None]:
     def told(*, step: Any, **_: Any) -> None:
         work.finished += step.up_revision_ids
-        parent.keep("finished", revision=step.up_revision_id)
+        parent.tell("finished", revision=step.up_revision_id)
 
     return told
 
