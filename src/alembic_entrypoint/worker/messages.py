@@ -157,7 +157,7 @@ class Lines:
 
 def write(descriptor: int, message: Mapping[str, Any]) -> None:
     """Write one message, whole."""
-    data = json.dumps(message, default=_plain).encode() + b"\n"
+    data = _JSON.encode(message).encode() + b"\n"
     while data:
         data = data[os.write(descriptor, data) :]
 
@@ -178,3 +178,6 @@ def _plain(value: object) -> object:
     if isinstance(value, Sequence):
         return list(value)
     return str(value)
+
+
+_JSON = json.JSONEncoder(default=_plain)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 
 #: What may hold any text: escaped and plain literals, quoted names, comments (which end at either end of a line), and
@@ -63,7 +62,6 @@ def beyond(statement: str) -> str | None:
     return _found(statement) if any(word in lower for word in _WORDS) else None
 
 
-@functools.lru_cache(maxsize=64)  # our own, asked after each migration, are long
 def _found(statement: str) -> str | None:
     text = _text(statement, keeps=False)
     patterns = [_OBJECTS, _FUNCTIONS, _COPY]
