@@ -17,6 +17,8 @@ from alembic_entrypoint.errors import Ended, Internal, Interrupted, TryAgain
 
 #: Seconds from a signal to the end of this process, whatever it is doing; two are promised.
 LIMIT = 1.8
+#: Seconds that a worker has to send a cancel, when a second signal ends it before the first has.
+CANCELLING = 0.4
 CAUGHT = (signal.SIGTERM, signal.SIGINT)
 
 _caught: list[int] = []
@@ -70,13 +72,12 @@ def _catch_signals() -> None:
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     _caught.append(signum)
-    if len(_caught) > 1:
-        _end_now(_caught[0])
-    raise Interrupted(signum)
+    if len(_caught) == 1:  # of a second one the thread below takes care, which knows which was the first
+        raise Interrupted(signum)
 
 
 def _limit(reading: int) -> None:
-    """End the process and its workers some time after the first signal, and at once after the second.
+    """End the process and its workers some time after the first signal, and after the second once a cancel is sent.
 
     In a thread of its own: the main thread may hang in C, where no handler runs.
     """
@@ -84,7 +85,7 @@ def _limit(reading: int) -> None:
     end = time.monotonic() + LIMIT
     while select.select([reading], [], [], max(0.0, end - time.monotonic()))[0]:
         if os.read(reading, 1)[0] in CAUGHT:
-            break
+            _end_now(signum, CANCELLING)
     _end_now(signum)
 
 
@@ -94,11 +95,11 @@ def _next_signal(reading: int) -> int:
     return signum
 
 
-def _end_now(signum: int) -> NoReturn:
+def _end_now(signum: int, moment: float = 0.0) -> NoReturn:
     client = sys.modules.get("alembic_entrypoint.worker.client")
     try:
         if client is not None:
-            client.kill_all()
+            client.kill_all(moment)
     finally:
         os._exit(128 + signum)
 

@@ -312,9 +312,7 @@ def test_a_second_signal_ends_a_run_at_once(
             assert running.end(20).code == 128 + first
             assert time.monotonic() - began < 1.0
             wait_until(lambda: not left_behind(tree), LIMIT, what="no process is left")
-        # Before 14 a server that was not told to cancel, being frozen, goes on to the end of the statement.
-        if freezing.major >= 14:
-            see_that_nothing_is_left(tree, database, limit=12)
+        see_that_nothing_is_left(tree, database, limit=12)
 
 
 # --- what we say and how we end ------------------------------------------------------------------------------------
